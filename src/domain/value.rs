@@ -1,6 +1,10 @@
 //! A secret value, and the few things that are done with one without writing it out.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -108,7 +112,7 @@ impl SecretValue {
             _ => NotAnObject::NotJson,
         })?;
         let mut members: Vec<(Member, Option<SecretValue>)> = Vec::with_capacity(pairs.len());
-        let mut positions = std::collections::HashMap::with_capacity(pairs.len());
+        let mut positions: HashMap<Member, usize> = HashMap::with_capacity(pairs.len());
         let mut duplicates = BTreeSet::new();
         for (name, raw) in pairs {
             let value = member_text(raw)?;
