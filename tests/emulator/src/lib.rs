@@ -1,1 +1,296 @@
-//! x
+//! A strict AWS Secrets Manager and STS over plain HTTP, for tests: in memory, on one port of this machine, with faults.
+//!
+//! It refuses what AWS refuses: wrong signatures, missing permissions, bad names, secrets that are scheduled for
+//! deletion. [`Emulator`] runs it inside a test's process, on a thread of its own; the program of the same name runs it
+//! for people and for other languages.
+//!
+//! ```
+//! use keytide_emulator::{Emulator, Fault, FaultKind};
+//!
+//! let emulator = Emulator::start()?;
+//! emulator.put("prod/key", "value");
+//! emulator.fault(Fault::on("GetSecretValue").secret("prod/key").times(3).kind(FaultKind::Throttle));
+//! // Point any AWS SDK at `emulator.url()`, with the credentials of `User::default()` …
+//! assert_eq!(emulator.count("GetSecretValue"), 0);
+//! # std::io::Result::Ok(())
+//! ```
+//!
+//! What is deliberately not here: KMS, resource policies, rotation, lists and filters, denials and
+//! conditions in policies, session policies. Replicas have a status but cannot be read in their region.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::SystemTime;
+
+mod access;
+mod answer;
+mod control;
+mod faults;
+mod identifiers;
+mod record;
+mod secrets;
+mod secrets_manager;
+mod seed;
+mod server;
+mod sigv4;
+mod sts;
+mod world;
+
+pub use access::{Role, Statement, User, WebIdentity};
+pub use answer::Service;
+pub use faults::{Fault, FaultId, FaultKind};
+pub use record::Request;
+pub use secrets::Value;
+pub use seed::{Seed, SeedError};
+
+use secrets::CURRENT;
+use server::{Phase, Shared};
+use world::World;
+
+/// A running emulator. It stops, with its thread and its port, when this is dropped.
+///
+/// It has a runtime of its own, so it works from plain tests and from async ones, whether or not their clock is paused.
+/// Its methods change the state directly: they are neither recorded nor authorised, and they work while the port is
+/// [down](Emulator::set_down). Those that name something that does not exist panic, since then the test is wrong.
+pub struct Emulator {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+// === impl Emulator ===
+
+#[expect(clippy::must_use_candidate, reason = "what a change answers is seldom needed")]
+impl Emulator {
+    /// Starts an empty one on any free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// If the port or the thread cannot be had.
+    pub fn start() -> io::Result<Self> {
+        Self::start_with(Seed::default(), (Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Starts one with this state, listening there.
+    ///
+    /// # Errors
+    ///
+    /// If the port or the thread cannot be had.
+    pub fn start_with(seed: Seed, listen: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let shared = Arc::new(Shared::new(World::new(seed, millis(wall_clock())), Box::new(wall_clock)));
+        let served = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("emulator".to_owned())
+            .spawn(move || runtime.block_on(server::serve(listener, served)))?;
+        Ok(Self { shared, address, thread: Some(thread) })
+    }
+
+    /// Where it listens: `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Takes the port down or up again. While it is down every connection is closed at once, old and new ones; nobody
+    /// else can take the port meanwhile.
+    pub fn set_down(&self, down: bool) {
+        self.shared.set_phase(if down { Phase::Down(None) } else { Phase::Up });
+    }
+
+    /// Takes another clock: for tests in which hours pass. It judges signatures and sessions, and dates versions.
+    pub fn set_clock(&self, clock: impl Fn() -> SystemTime + Send + 'static) {
+        self.shared.set_clock(Box::new(clock));
+    }
+
+    // --- secrets
+
+    /// Makes the secret or gives it a new current version; answers the version's id.
+    pub fn put(&self, name: &str, value: &str) -> String {
+        self.set(name, value.into(), CURRENT)
+    }
+
+    /// As [`Emulator::put`], with a binary value.
+    pub fn put_binary(&self, name: &str, value: &[u8]) -> String {
+        self.set(name, value.into(), CURRENT)
+    }
+
+    /// As [`Emulator::put`], with another label than `AWSCURRENT`. The first version of a secret gets both.
+    pub fn put_stage(&self, name: &str, stage: &str, value: &str) -> String {
+        self.set(name, value.into(), stage)
+    }
+
+    /// As [`Emulator::put`], with a `CreatedDate` of one's own, in milliseconds since 1970.
+    pub fn put_dated(&self, name: &str, value: &str, created_ms: i64) -> String {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().home(now_ms).set(name, value.into(), &[CURRENT.to_owned()], created_ms)
+    }
+
+    /// As [`Emulator::put`], in another region.
+    pub fn put_in(&self, region: &str, name: &str, value: &str) -> String {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().vault(region, now_ms).set(name, value.into(), &[CURRENT.to_owned()], now_ms)
+    }
+
+    fn set(&self, name: &str, value: Value, stage: &str) -> String {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().home(now_ms).set(name, value, &[stage.to_owned()], now_ms)
+    }
+
+    /// Makes the previous version the current one, and the current one the previous.
+    ///
+    /// # Panics
+    ///
+    /// If there is no previous version.
+    pub fn rollback(&self, name: &str) {
+        let now_ms = self.shared.now_ms();
+        assert!(self.shared.world().home(now_ms).roll_back(name), "{name} has no previous version");
+    }
+
+    /// Schedules a secret for deletion in thirty days.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn schedule_deletion(&self, name: &str) {
+        let now_ms = self.shared.now_ms();
+        assert!(self.shared.world().home(now_ms).schedule(name, now_ms), "no secret {name}");
+    }
+
+    /// Takes a scheduled deletion back.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn restore(&self, name: &str) {
+        let now_ms = self.shared.now_ms();
+        assert!(self.shared.world().home(now_ms).restore(name).is_ok(), "no secret {name}");
+    }
+
+    /// Removes a secret at once, if it is there.
+    pub fn remove(&self, name: &str) {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().home(now_ms).remove(name);
+    }
+
+    /// The current value, if there is one and it is a text; also of a secret that is scheduled for deletion.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<String> {
+        let now_ms = self.shared.now_ms();
+        match &self.shared.world().home(now_ms).current(name)?.value {
+            Value::Text(text) => Some(text.clone()),
+            Value::Binary(_) => None,
+        }
+    }
+
+    /// The ARN of a secret, if there is one.
+    #[must_use]
+    pub fn arn(&self, name: &str) -> Option<String> {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().home(now_ms).find(name).ok().map(|secret| secret.arn.clone())
+    }
+
+    /// The names of all secrets of the home region.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().home(now_ms).names().map(str::to_owned).collect()
+    }
+
+    // --- who may do what
+
+    /// Replaces what a user (named by its access key id) or a role (by its name, or a session's key id) may do.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such user or role.
+    pub fn allow(&self, who: &str, statements: &[Statement]) {
+        assert!(self.shared.world().access.allow(who, statements), "no user or role {who}");
+    }
+
+    /// Adds a user, or replaces the one with the same access key id.
+    pub fn add_user(&self, user: User) {
+        self.shared.world().access.add_user(user);
+    }
+
+    /// Adds a role, or replaces the one with the same path and name. Answers its ARN.
+    pub fn add_role(&self, role: Role) -> String {
+        self.shared.world().access.add_role(role)
+    }
+
+    /// Ends all sessions now.
+    pub fn expire_sessions(&self) {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().access.expire_sessions(now_ms);
+    }
+
+    // --- record
+
+    /// The requests in the order in which they came: the last 100,000.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.world().record.all()
+    }
+
+    /// How often an action was asked for, whatever came of it.
+    #[must_use]
+    pub fn count(&self, action: &str) -> usize {
+        self.shared.world().record.count(action)
+    }
+
+    /// Forgets all requests.
+    pub fn clear_requests(&self) {
+        self.shared.world().record.clear();
+    }
+
+    // --- faults
+
+    /// Sets a fault.
+    pub fn fault(&self, fault: Fault) -> FaultId {
+        self.shared.world().faults.set(fault)
+    }
+
+    /// Takes one fault back.
+    pub fn remove_fault(&self, id: FaultId) {
+        self.shared.world().faults.remove(id);
+    }
+
+    /// Takes all faults back.
+    pub fn clear_faults(&self) {
+        self.shared.world().faults.clear();
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.shared.set_phase(Phase::Stopped);
+        if let Some(thread) = self.thread.take() {
+            // If it panicked, the panic was reported there.
+            drop(thread.join());
+        }
+    }
+}
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emulator").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where the emulator takes the time, until a test gives it")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+fn millis(time: SystemTime) -> i64 {
+    jiff::Timestamp::try_from(time).map_or(0, jiff::Timestamp::as_millisecond)
+}

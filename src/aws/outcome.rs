@@ -1,0 +1,152 @@
+//! From the SDK's errors to ours: the only place that classifies them.
+//!
+//! Secrets Manager answers most failures with HTTP 400, so the code decides, never the status alone. The SDK's and AWS's
+//! own texts are not passed on: they may repeat what was sent.
+
+use aws_sdk_secretsmanager::operation::{
+    batch_get_secret_value::BatchGetSecretValueError, get_secret_value::GetSecretValueError,
+};
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_smithy_runtime_api::client::{
+    interceptors::context::Error as AnyError,
+    orchestrator::{HttpResponse, OrchestratorError},
+    result::SdkError,
+};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_types::request_id::RequestId;
+
+use crate::domain::snapshot::{Problem, Reason};
+
+/// The facts of a failed call that may be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind it is.
+    pub reason: Reason,
+    /// AWS's error code, or our word for what happened.
+    pub code: String,
+    /// AWS's id of the request, where it answered with one.
+    pub request_id: Option<String>,
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// What an SDK call failed with.
+    #[must_use]
+    pub fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
+        let request_id = error.raw_response().and_then(RequestId::request_id).and_then(printable);
+        let plain = |reason, code: &str| Self { reason, code: code.to_owned(), request_id: request_id.clone() };
+        match error {
+            SdkError::ServiceError(service) => {
+                let status = service.raw().status().as_u16();
+                match service.err().code().and_then(printable) {
+                    Some(code) => Self { reason: reason_of(&code), code, request_id },
+                    None => plain(Reason::Unavailable, &format!("HTTP status {status} without an error code")),
+                }
+            }
+            SdkError::TimeoutError(_) => plain(Reason::Unavailable, "no answer in time"),
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => {
+                plain(Reason::Unavailable, "no connection in time")
+            }
+            SdkError::DispatchFailure(failure) if failure.is_io() => plain(Reason::Unavailable, "no connection"),
+            SdkError::DispatchFailure(_) => plain(Reason::Unavailable, "the request could not be sent"),
+            SdkError::ResponseError(_) => plain(Reason::Unavailable, "an answer that cannot be read"),
+            _ => plain(Reason::Unknown, "a request that could not be built"),
+        }
+    }
+
+    /// What a batch said of one of its secrets.
+    #[must_use]
+    pub fn of_code(code: Option<&str>) -> Self {
+        let code = code.and_then(printable).unwrap_or_else(|| "an error without a code".to_owned());
+        Self { reason: reason_of(&code), code, request_id: None }
+    }
+
+    /// The problem in a sentence: what failed, how AWS calls it, what to do. `who` names the identity.
+    #[must_use]
+    pub fn problem(&self, action: &str, subject: &str, who: &str) -> Problem {
+        let Self { reason, code, request_id } = self;
+        let id = request_id.as_ref().map(|id| format!(", request id {id}")).unwrap_or_default();
+        let advice = match reason {
+            Reason::Denied => format!(": allow secretsmanager:{action} on it, and kms:Decrypt on its key if that is not AWS's own, to {who}"),
+            Reason::Absent if code == "InvalidRequestException" => {
+                ": the secret is scheduled for deletion, or managed by another service; restore it, or take it from the configuration".to_owned()
+            }
+            Reason::Absent => ": no such secret for this account and region; create it, or correct its name or the region".to_owned(),
+            Reason::Identity => format!(": AWS does not accept the credentials of {who}"),
+            Reason::Clock => ": the clocks of this machine and of AWS differ too much; the next call allows for it".to_owned(),
+            Reason::Throttled => ": AWS asks for fewer calls; retried with backoff".to_owned(),
+            Reason::Refused => ": AWS refused the request, or cannot use the KMS key of the secret".to_owned(),
+            _ => String::new(),
+        };
+        Problem::new(*reason, format!("failed to call {action} for {subject} ({code}{id}){advice}"))
+    }
+}
+
+/// The same classification for the interceptor, which sees the error before it has a type.
+#[must_use]
+pub fn reason_in_flight(error: &OrchestratorError<AnyError>) -> Reason {
+    let Some(operation) = error.as_operation_error() else { return Reason::Unavailable };
+    let code = operation
+        .downcast_ref::<GetSecretValueError>()
+        .map(ProvideErrorMetadata::code)
+        .or_else(|| operation.downcast_ref::<BatchGetSecretValueError>().map(ProvideErrorMetadata::code))
+        .or_else(|| operation.downcast_ref::<AssumeRoleWithWebIdentityError>().map(ProvideErrorMetadata::code));
+    match code {
+        Some(Some(code)) => reason_of(code),
+        Some(None) => Reason::Unavailable,
+        None => Reason::Unknown,
+    }
+}
+
+fn reason_of(code: &str) -> Reason {
+    match code {
+        "ThrottlingException"
+        | "Throttling"
+        | "TooManyRequestsException"
+        | "RequestLimitExceeded"
+        | "SlowDown"
+        | "RequestThrottled"
+        | "ProvisionedThroughputExceededException" => Reason::Throttled,
+        "InternalServiceError"
+        | "InternalServiceErrorException"
+        | "InternalFailure"
+        | "InternalServerError"
+        | "ServiceUnavailable"
+        | "ServiceUnavailableException"
+        | "IDPCommunicationError"
+        | "RequestTimeout" => Reason::Unavailable,
+        "ExpiredTokenException"
+        | "ExpiredToken"
+        | "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "MissingAuthenticationTokenException"
+        | "MissingAuthenticationToken"
+        | "InvalidIdentityToken"
+        | "InvalidAccessKeyId"
+        | "IDPRejectedClaim" => Reason::Identity,
+        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => Reason::Denied,
+        "ResourceNotFoundException" | "InvalidRequestException" => Reason::Absent,
+        "SignatureDoesNotMatch" | "InvalidSignatureException" | "RequestExpired" | "RequestTimeTooSkewed" => {
+            Reason::Clock
+        }
+        "ValidationException"
+        | "ValidationError"
+        | "InvalidParameterException"
+        | "LimitExceededException"
+        | "EncryptionFailure"
+        | "DecryptionFailure"
+        | "DecryptionFailureException"
+        | "PackedPolicyTooLarge"
+        | "MalformedPolicyDocument"
+        | "RegionDisabledException" => Reason::Refused,
+        _ => Reason::Unknown,
+    }
+}
+
+/// A code or an id comes from outside: it is shown only if it looks like one.
+fn printable(text: &str) -> Option<String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    let text = text.rsplit('#').next().unwrap_or(text);
+    ((1..=80).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
+}

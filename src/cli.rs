@@ -1,0 +1,225 @@
+//! The command line: what people type, what they read, and the exit codes.
+
+mod check;
+mod run;
+mod status;
+
+use std::{
+    ffi::OsString,
+    future::Future,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::{
+    config::{self, Sources},
+    telemetry::{self, Level},
+};
+
+/// How a command ended. Stable: scripts may rely on the numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done, or stopped on request.
+    Done,
+    /// 1: failed while running, or `check` found that `run` would.
+    Failed,
+    /// 64: bad arguments or configuration (`EX_USAGE` of `sysexits.h`).
+    Usage,
+}
+
+/// keytide keeps the keys of AWS Secrets Manager fresh in a file that your application can trust.
+#[derive(Debug, Parser)]
+#[command(name = "keytide", version, max_term_width = 100)]
+pub struct Cli {
+    /// How much is logged, to standard error
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_level: Level,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep the keys fresh until told to stop
+    Run(RunArgs),
+    /// Load and validate the configuration exactly as `run` does
+    Check(CheckArgs),
+    /// Show each key's state, version and age, and each output; never a value
+    Status(StatusArgs),
+    /// Ask the running daemon for a refresh now, wait for it, and say what changed
+    Refresh(RefreshArgs),
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration file (YAML): keytide's block, `LiteLLM`'s settings, or both
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// LiteLLM's own config.yaml, where that is a separate file
+    #[arg(long, value_name = "FILE")]
+    litellm_config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Refresh until complete, then end
+    #[arg(long)]
+    once: bool,
+    /// The time limit of --once, such as 60s
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s", requires = "once")]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// LiteLLM reads the same file: say what of it LiteLLM would do itself
+    #[arg(long)]
+    shared_with_litellm: bool,
+    /// How many pods will use this configuration, for the calls a day
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    replicas: u32,
+}
+
+/// Where the running daemon listens.
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// The daemon's admin.socket
+    #[arg(long, value_name = "PATH", default_value = config::ADMIN_SOCKET)]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Show it again every two seconds
+    #[arg(long, conflicts_with = "output")]
+    watch: bool,
+    /// How it is shown
+    #[arg(long, value_enum, default_value_t)]
+    output: Form,
+}
+
+#[derive(Debug, Args)]
+struct RefreshArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Remove the keys whose members are gone, also if they are most of them
+    #[arg(long)]
+    accept_removals: bool,
+    /// How the report is shown
+    #[arg(long, value_enum, default_value_t)]
+    output: Form,
+}
+
+/// For people or for programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Parses the arguments, runs the command, and says how it ended.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
+    let Cli { log_level, command } = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    telemetry::start(log_level);
+    match command {
+        Command::Run(args) => run::run(&args.config.sources(), args.once.then_some(args.timeout)),
+        Command::Check(args) => check::check(&args.config.sources(), args.shared_with_litellm, args.replicas),
+        Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
+        Command::Refresh(args) => status::refresh(&args.socket.socket, args.accept_removals, args.output),
+        Command::Schema => print(&format!("{:#}\n", config::schema())),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "keytide", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+// === impl Exit ===
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::SUCCESS,
+            Exit::Failed => Self::FAILURE,
+            Exit::Usage => Self::from(64),
+        }
+    }
+}
+
+// === impl ConfigArgs ===
+
+impl ConfigArgs {
+    fn sources(&self) -> Sources {
+        Sources { config: self.config.clone(), litellm_config: self.litellm_config.clone() }
+    }
+}
+
+/// Writes to standard output. A reader that went away, as `head` does, is no failure.
+fn print(text: &str) -> Exit {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Failed,
+        _ => Exit::Done,
+    }
+}
+
+fn lines_of(lines: &[String]) -> String {
+    lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
+}
+
+/// Says on standard error why a command failed.
+fn complain(message: &str) {
+    drop(writeln!(io::stderr(), "keytide: {message}"));
+}
+
+/// Runs a future on the one thread of this process.
+fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(future))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
+    parsed
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration such as 60s or 5m".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,182 @@
+//! `keytide status` and `keytide refresh`: what the running daemon says, for people and for programs.
+
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
+
+use hyper::{Method, body::Bytes};
+use jiff::Timestamp;
+
+use super::{Exit, Form, block_on, complain, lines_of, print};
+use crate::{
+    health::{KeyStatus, OutputStatus, Status},
+    http_client::{self, RequestError},
+    pull::Report,
+    telemetry,
+};
+
+/// From one showing of `--watch` to the next.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Shows the status, once or again and again.
+pub(super) fn status(socket: &Path, watch: bool, form: Form) -> Exit {
+    loop {
+        let body = match ask(socket, Method::GET, "/status") {
+            Ok(body) => body,
+            Err(error) => {
+                complain(&error.to_string());
+                return Exit::Failed;
+            }
+        };
+        let shown = match form {
+            Form::Json => print(&format!("{}\n", String::from_utf8_lossy(&body).trim_end())),
+            Form::Text => {
+                let Ok(status) = serde_json::from_slice::<Status>(&body) else { return foreign() };
+                let clear = if watch { "\x1b[H\x1b[2J" } else { "" };
+                print(&format!("{clear}{}", table(&status, now())))
+            }
+        };
+        if shown != Exit::Done || !watch {
+            return shown;
+        }
+        thread::park_timeout(AGAIN);
+    }
+}
+
+/// Asks for a refresh and shows the report. Exit 0 only if it was complete.
+pub(super) fn refresh(socket: &Path, accept_removals: bool, form: Form) -> Exit {
+    let target = format!("/refresh?accept_removals={accept_removals}");
+    let body = match ask(socket, Method::POST, &target) {
+        Ok(body) => body,
+        Err(error) => {
+            complain(&error.to_string());
+            return Exit::Failed;
+        }
+    };
+    let Ok(report) = serde_json::from_slice::<Report>(&body) else { return foreign() };
+    let Report { complete, changed, removed, problems } = &report;
+    let shown = match form {
+        Form::Json => print(&format!("{}\n", String::from_utf8_lossy(&body).trim_end())),
+        Form::Text => {
+            let mut lines = Vec::new();
+            for (what, names) in [("changed", changed), ("removed", removed)] {
+                for name in names {
+                    lines.push(format!("{what}  {name}"));
+                }
+            }
+            for problem in problems {
+                lines.push(format!("problem  {problem}"));
+            }
+            if *complete && changed.is_empty() && removed.is_empty() {
+                lines.push("nothing changed".to_owned());
+            }
+            print(&lines_of(&lines))
+        }
+    };
+    if *complete { shown } else { Exit::Failed }
+}
+
+fn ask(socket: &Path, method: Method, target: &str) -> Result<Bytes, RequestError> {
+    let broken = |error| RequestError::Connect { path: socket.to_owned(), error };
+    block_on(http_client::request(socket, method, target)).map_err(broken)?
+}
+
+fn foreign() -> Exit {
+    complain("the daemon's answer is not one that this version of keytide reads; use the same version");
+    Exit::Failed
+}
+
+fn now() -> Timestamp {
+    Timestamp::try_from((telemetry::wall_clock())()).unwrap_or_default()
+}
+
+/// The status for people: what is wrong first.
+fn table(status: &Status, now: Timestamp) -> String {
+    let Status { version, ready, started, identity, refresh, keys, outputs, config, remarks } = status;
+    let mut lines = Vec::new();
+    let age =
+        |at: &Option<String>| at.as_deref().map_or_else(|| "never".to_owned(), |at| format!("{} ago", since(at, now)));
+    let mut line = |name: &str, value: String| lines.push(format!("{name:<10} {value}"));
+    line("keytide", format!("{version}, {}, up {}", if *ready { "ready" } else { "NOT ready" }, since(started, now)));
+    let expires = identity.expires.as_deref().map(|at| format!(", until {at}")).unwrap_or_default();
+    line("identity", format!("{} {} in {}{expires}", identity.kind, identity.name, identity.region));
+    let next = refresh.next.as_deref().map(|at| format!(", next in {}", until(at, now))).unwrap_or_default();
+    line("refresh", format!("complete {}, last {}{next}", age(&refresh.last_complete), age(&refresh.last)));
+    if let Some(refused) = &config.refused {
+        line("config", format!("REFUSED, an older one is in use: {refused}"));
+    }
+    for remark in remarks {
+        line("remark", remark.clone());
+    }
+    lines.push(String::new());
+    let rows = keys.iter().map(|key| {
+        let KeyStatus { name, state, reason, secret, version, created, message: _ } = key;
+        let state = reason.as_ref().map_or_else(|| state.clone(), |reason| format!("{state} ({reason})"));
+        let version = version.as_deref().map(|id| id.chars().take(8).collect()).unwrap_or_default();
+        let created = created.as_deref().map(|at| since(at, now)).unwrap_or_default();
+        [name.clone(), state, secret.clone().unwrap_or_else(|| "template".to_owned()), version, created]
+    });
+    columns(&mut lines, ["KEY", "STATE", "SECRET", "VERSION", "AGE"], &rows.collect::<Vec<_>>());
+    lines.push(String::new());
+    let rows = outputs.iter().map(|output| {
+        let OutputStatus { name, kind, path, state, keys, last_write, message: _, unrepresentable: _ } = output;
+        [name.clone(), format!("{kind} {path}"), state.clone(), keys.to_string(), age(last_write)]
+    });
+    columns(&mut lines, ["OUTPUT", "WHERE", "STATE", "KEYS", "CHANGED"], &rows.collect::<Vec<_>>());
+    // Each message once, with how many keys share it.
+    let mut messages: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for key in keys {
+        if let Some(message) = &key.message {
+            messages.entry(message).or_default().push(&key.name);
+        }
+    }
+    let output_messages = outputs.iter().filter_map(|output| Some((output.message.as_deref()?, output.name.as_str())));
+    for (message, name) in output_messages {
+        messages.entry(message).or_default().push(name);
+    }
+    if !messages.is_empty() {
+        lines.push(String::new());
+    }
+    for (message, names) in messages {
+        let more = names.len().saturating_sub(3);
+        let names = names.into_iter().take(3).collect::<Vec<_>>().join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        lines.push(format!("! {names}{more}: {message}"));
+    }
+    for output in outputs {
+        for (key, reason) in &output.unrepresentable {
+            lines.push(format!("! {}: cannot carry {key}: {reason}", output.name));
+        }
+    }
+    lines_of(&lines)
+}
+
+fn columns(lines: &mut Vec<String>, head: [&str; 5], rows: &[[String; 5]]) {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let head = head.map(str::to_owned);
+    for row in std::iter::once(&head).chain(rows) {
+        let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let line = line.join("  ");
+        lines.push(line.trim_end().to_owned());
+    }
+}
+
+fn since(at: &str, now: Timestamp) -> String {
+    at.parse::<Timestamp>().map_or_else(|_| "?".to_owned(), |at| short(now.as_second().saturating_sub(at.as_second())))
+}
+
+fn until(at: &str, now: Timestamp) -> String {
+    at.parse::<Timestamp>().map_or_else(|_| "?".to_owned(), |at| short(at.as_second().saturating_sub(now.as_second())))
+}
+
+fn short(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}

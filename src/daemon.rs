@@ -1,0 +1,324 @@
+//! From a configuration to a running daemon: the only place that wires. Everything that can fail at the start has
+//! succeeded before anything runs.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Notify, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    aws::{auth::Auth, client::Connection},
+    config::{self, Config, Environment, OutputKind, Sources},
+    health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, Status},
+    http::{self, Admin, Port},
+    metrics::Metrics,
+    output::Output,
+    plan::{
+        fan_out::{Ledger, Mapping},
+        schedule::Schedule,
+    },
+    pull::{Ended, Pull, Reader, Wanted, timestamp},
+    source::Source,
+    state::{Recovered, State},
+    supervisor::{Ending, Supervisor},
+    watch::Watch,
+};
+
+/// So many people may wait for a refresh at once.
+const WAITING: usize = 16;
+
+/// What the world provides.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// The wall clock.
+    pub now: fn() -> SystemTime,
+    /// True in a pod, where the mount is the boundary of a file.
+    pub in_pod: bool,
+    /// The files that the configuration came from, with the environment: looked at again when they change.
+    pub origin: Option<(Sources, Environment)>,
+    /// With a time limit: one complete refresh, then done. No door is opened.
+    pub once: Option<Duration>,
+    /// Woken by SIGHUP: a refresh at once.
+    pub hangup: Arc<Notify>,
+    /// The source of delays' randomness.
+    pub random: fastrand::Rng,
+}
+
+/// A daemon that is built and does not run yet: directories are open, sockets are bound.
+#[derive(Debug)]
+pub struct Daemon {
+    pull: Pull,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    port: Option<TcpListener>,
+    admin: Option<(UnixListener, PathBuf)>,
+    directories: Vec<PathBuf>,
+    origin: Option<(Sources, Environment)>,
+    hangup: Arc<Notify>,
+}
+
+// === impl Daemon ===
+
+impl Daemon {
+    /// Builds everything.
+    ///
+    /// # Errors
+    /// If a directory, a socket or the identity cannot be used, with what to do.
+    pub async fn build(config: Config, world: World) -> anyhow::Result<Self> {
+        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, store_virtual_keys: _, notices: _ } =
+            config;
+        let World { now, in_pod, origin, once, hangup, random } = world;
+        let mapping = Mapping::new(keys, wholesale);
+        let reads = !mapping.requests().is_empty();
+        let mut directories: BTreeSet<PathBuf> = BTreeSet::new();
+        for output in &outputs {
+            directories.extend(match &output.kind {
+                OutputKind::EnvFile { path, .. } => path.parent().map(PathBuf::from),
+                OutputKind::Files { directory, .. } => Some(directory.clone()),
+            });
+        }
+        let metrics = Arc::new(Metrics::new(outputs.iter().map(|output| &output.name)));
+        let outputs = if reads {
+            outputs.into_iter().map(|output| Output::open(output, in_pod)).collect::<Result<Vec<_>, _>>()?
+        } else {
+            Vec::new()
+        };
+        let region = aws.region.clone();
+        let source = if reads { Some(reader(aws, refresh.call_timeout, now, &metrics)?) } else { None };
+        let state = if reads { Some(State::open(&state.directory, state.allow_disk)?) } else { None };
+        let recovered = recover(state.as_ref(), &metrics);
+        let ledger = Ledger::recovered(&mapping, recovered.good, recovered.applied);
+        let identity = match &source {
+            Some(reader) => {
+                let identity = reader.auth.identity().await;
+                IdentityStatus { kind: identity.kind.to_owned(), name: identity.name, region, expires: None }
+            }
+            None => IdentityStatus { region, ..IdentityStatus::default() },
+        };
+        let since = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: i64::try_from(since.as_secs()).ok().and_then(timestamp).unwrap_or_default(),
+            identity,
+            refresh: RefreshStatus { interval_seconds: refresh.interval.as_secs(), ..RefreshStatus::default() },
+            config: ConfigStatus { files: files_of(origin.as_ref()), refused: None },
+            ..Status::default()
+        };
+        let unwritten = outputs.iter().map(|output| output.name().to_string()).collect();
+        let health = Arc::new(Health::new(status, refresh.max_stale, unwritten));
+        let port = match http.filter(|_| once.is_none()) {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|error| http::ListenError::Port { address: address.to_string(), error })?,
+            ),
+            None => None,
+        };
+        let admin = match admin.filter(|_| once.is_none()) {
+            Some(path) => open_admin(path)?,
+            None => None,
+        };
+        let schedule = Schedule::new(refresh.interval, refresh.jitter, random);
+        let pull = Pull {
+            mapping,
+            source,
+            ledger,
+            outputs,
+            state,
+            refresh,
+            schedule,
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            now,
+            once,
+        };
+        let directories = directories.into_iter().collect();
+        Ok(Self { pull, health, metrics, port, admin, directories, origin, hangup })
+    }
+
+    /// The address of the port, where there is one.
+    #[must_use]
+    pub fn port(&self) -> Option<std::net::SocketAddr> {
+        self.port.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// What the daemon reports.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
+    /// Runs until `shutdown`, or until there is nothing more to do.
+    ///
+    /// # Errors
+    /// If the first refresh is not complete in time, or something breaks.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<Ending> {
+        let Self { pull, health, metrics, port, admin, mut directories, origin, hangup } = self;
+        let stop = CancellationToken::new();
+        let mut supervisor = Supervisor::new(stop.clone());
+        let (ask, wanted) = mpsc::channel::<Wanted>(WAITING);
+        let hints = Arc::new(Notify::new());
+        let changed = Arc::new(Notify::new());
+        let once = pull.once.is_some();
+        if let Some(address) = port.as_ref().and_then(|listener| listener.local_addr().ok()) {
+            tracing::info!("metrics and probes on http://{address}");
+        }
+        {
+            let (stop, hints) = (stop.clone(), Arc::clone(&hints));
+            supervisor.start("pull", async move {
+                match pull.run(stop, wanted, hangup, hints).await {
+                    Ok(Ended::Stopped) => Ok(Ending::Stopped),
+                    Ok(Ended::Once) => Ok(Ending::Done),
+                    Err(error) => Err(error.into()),
+                }
+            });
+        }
+        if let Some(listener) = port {
+            let (port, stop) = (Port { metrics: Arc::clone(&metrics), health: Arc::clone(&health) }, stop.clone());
+            supervisor.start("http", async move {
+                http::serve_port(listener, port, stop).await.context("the port for metrics and probes failed")?;
+                Ok(Ending::Stopped)
+            });
+        }
+        if let Some((listener, path)) = admin {
+            let (admin, stop) = (Admin { health: Arc::clone(&health), wanted: ask }, stop.clone());
+            supervisor.start("admin", async move {
+                http::serve_admin(listener, admin, stop).await.context("the admin socket failed")?;
+                drop(std::fs::remove_file(path));
+                Ok(Ending::Stopped)
+            });
+        }
+        if !once {
+            if let Some((sources, environment)) = origin {
+                directories.extend(directories_of(&sources));
+                let reload = Reload {
+                    sources,
+                    environment,
+                    health: Arc::clone(&health),
+                    metrics,
+                    changed: Arc::clone(&changed),
+                };
+                supervisor.start("config", reload.run(stop.clone()));
+            }
+            let watch = Watch::new(&directories, vec![hints, changed]);
+            let stop = stop.clone();
+            supervisor.start("watch", async move {
+                watch.run(stop, health).await;
+                Ok(Ending::Stopped)
+            });
+        }
+        supervisor.run(shutdown).await
+    }
+}
+
+/// Looks whether the configuration files changed; validates them as `check` does; lets the process replace itself.
+struct Reload {
+    sources: Sources,
+    environment: Environment,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    changed: Arc<Notify>,
+}
+
+// === impl Reload ===
+
+impl Reload {
+    async fn run(self, stop: CancellationToken) -> anyhow::Result<Ending> {
+        let in_use = config::fingerprint(&self.sources);
+        let mut seen = in_use.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(Ending::Stopped),
+                () = self.changed.notified() => {}
+            }
+            let now = config::fingerprint(&self.sources);
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            if seen == in_use {
+                self.metrics.config_restored();
+                self.health.update(|status| status.config.refused = None);
+                tracing::info!("the configuration files are again the ones in use");
+                continue;
+            }
+            match config::load(&self.sources, &self.environment) {
+                Ok(_) => {
+                    self.metrics.config_reload(true);
+                    tracing::info!("the configuration changed: keytide replaces itself");
+                    return Ok(Ending::Replace);
+                }
+                Err(errors) => {
+                    self.metrics.config_reload(false);
+                    tracing::error!("the changed configuration is refused, the old one goes on: {errors}");
+                    self.health.update(|status| status.config.refused = Some(errors.to_string()));
+                }
+            }
+        }
+    }
+}
+
+fn reader(
+    aws: config::Aws,
+    call_timeout: Duration,
+    now: fn() -> SystemTime,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Reader> {
+    let connection = Connection::new(&aws.region, call_timeout, now, Arc::clone(metrics));
+    let endpoint = aws.secrets_manager_endpoint.clone();
+    let interceptor = connection.interceptor();
+    let auth = Auth::new(aws, connection, Arc::clone(metrics)).map_err(|problem| anyhow::anyhow!(problem.message))?;
+    let mut builder = aws_sdk_secretsmanager::config::Builder::from(&auth.sdk_config()).interceptor(interceptor);
+    builder.set_endpoint_url(endpoint);
+    let client = aws_sdk_secretsmanager::Client::from_conf(builder.build());
+    Ok(Reader { source: Source::new(client, Arc::clone(&auth)), auth })
+}
+
+fn recover(state: Option<&State>, metrics: &Metrics) -> Recovered {
+    let Some(state) = state else { return Recovered::default() };
+    state.recover().unwrap_or_else(|error| {
+        metrics.state_error();
+        tracing::warn!("{error}");
+        Recovered::default()
+    })
+}
+
+/// The admin socket lies in a volume of its own. Where that is not mounted, keytide works without the door.
+fn open_admin(path: PathBuf) -> anyhow::Result<Option<(UnixListener, PathBuf)>> {
+    match path.parent() {
+        Some(parent) if !parent.is_dir() => {
+            tracing::warn!(
+                "no admin socket: {} is not a directory; `keytide status` and `keytide refresh` need it (admin.socket)",
+                parent.display()
+            );
+            Ok(None)
+        }
+        _ => Ok(Some((http::bind_socket(&path)?, path))),
+    }
+}
+
+fn files_of(origin: Option<&(Sources, Environment)>) -> Vec<String> {
+    let Some((Sources { config, litellm_config }, _)) = origin else { return Vec::new() };
+    [Some(config), litellm_config.as_ref()].into_iter().flatten().map(|path| path.display().to_string()).collect()
+}
+
+/// A `ConfigMap` is swapped by a link in the directory of its volume, so directories are watched.
+fn directories_of(sources: &Sources) -> Vec<PathBuf> {
+    let Sources { config, litellm_config } = sources;
+    let parent = |path: &PathBuf| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => path.clone(),
+    };
+    [Some(config), litellm_config.as_ref()].into_iter().flatten().map(parent).collect()
+}

@@ -1,0 +1,234 @@
+//! What keytide knows of itself: the latch of readiness, the heartbeat of each worker, and the status that people read.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+
+/// How much later than it said a worker may be before `/livez` turns: a unit of work has its own time limits below this.
+const LATE: Duration = Duration::from_mins(1);
+
+/// Shared by the workers, which report, and the two doors, which answer.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    max_stale: Option<Duration>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    complete: bool,
+    unwritten: Vec<String>,
+    fresh_at: Option<Instant>,
+    due: BTreeMap<&'static str, Instant>,
+    status: Status,
+}
+
+/// Whether something holds, and if not, why: the counts that anybody on the pod's network may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It holds.
+    Yes,
+    /// It does not.
+    No(String),
+}
+
+/// Everything that `keytide status` shows. Names and times, never a value. Times are RFC 3339 in UTC.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of keytide.
+    pub version: String,
+    /// Whether `/readyz` answers 200.
+    pub ready: bool,
+    /// When the daemon started.
+    pub started: String,
+    /// Who keytide is.
+    pub identity: IdentityStatus,
+    /// The reads.
+    pub refresh: RefreshStatus,
+    /// Every key.
+    pub keys: Vec<KeyStatus>,
+    /// Every output.
+    pub outputs: Vec<OutputStatus>,
+    /// The configuration files.
+    pub config: ConfigStatus,
+    /// What else somebody should know.
+    pub remarks: Vec<String>,
+}
+
+/// Who keytide is in AWS.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IdentityStatus {
+    /// `static`, `profile` or `web_identity`.
+    pub kind: String,
+    /// The access key id, the profile or the role.
+    pub name: String,
+    /// The region.
+    pub region: String,
+    /// When the credentials end, where they do.
+    pub expires: Option<String>,
+}
+
+/// The reads.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RefreshStatus {
+    /// True once the first refresh was complete.
+    pub complete: bool,
+    /// The interval in seconds.
+    pub interval_seconds: u64,
+    /// When the last refresh ended, complete or not.
+    pub last: Option<String>,
+    /// When the last complete refresh ended.
+    pub last_complete: Option<String>,
+    /// When the next read is due.
+    pub next: Option<String>,
+    /// How many refreshes there were.
+    pub count: u64,
+}
+
+/// One key.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeyStatus {
+    /// Its name.
+    pub name: String,
+    /// `fresh`, `stale` or `missing`.
+    pub state: String,
+    /// Why it is not fresh: a word of the metrics.
+    pub reason: Option<String>,
+    /// Why, in a sentence.
+    pub message: Option<String>,
+    /// The secret that it comes from; none for a template.
+    pub secret: Option<String>,
+    /// The version in use.
+    pub version: Option<String>,
+    /// When AWS made that version.
+    pub created: Option<String>,
+}
+
+/// One output.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutputStatus {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its file or directory.
+    pub path: String,
+    /// `written`, `waiting` (for the first refresh) or `failing`.
+    pub state: String,
+    /// Why it fails.
+    pub message: Option<String>,
+    /// How many keys it holds.
+    pub keys: usize,
+    /// The keys that it cannot carry, with why.
+    pub unrepresentable: BTreeMap<String, String>,
+    /// When it last changed; none if not by this process.
+    pub last_write: Option<String>,
+}
+
+/// The configuration files.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Their paths.
+    pub files: Vec<String>,
+    /// Why the files on disk are not the configuration in use.
+    pub refused: Option<String>,
+}
+
+// === impl Health ===
+
+impl Health {
+    /// Nothing is ready yet. `unwritten` names the outputs that must be written first.
+    #[must_use]
+    pub fn new(status: Status, max_stale: Option<Duration>, unwritten: Vec<String>) -> Self {
+        let inner = Inner { complete: false, unwritten, fresh_at: None, due: BTreeMap::new(), status };
+        Self { started: Instant::now(), max_stale, inner: Mutex::new(inner) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held; if it did, what it guards would still be whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every listed key was found, or need not be.
+    pub fn complete(&self) {
+        self.inner().complete = true;
+    }
+
+    /// An output was written for the first time.
+    pub fn written(&self, output: &str) {
+        self.inner().unwritten.retain(|name| name != output);
+    }
+
+    /// A refresh was complete.
+    pub fn fresh(&self) {
+        self.inner().fresh_at = Some(Instant::now());
+    }
+
+    /// A worker says, before it waits or works, when it will be heard of again at the latest.
+    pub fn due(&self, worker: &'static str, at: Instant) {
+        self.inner().due.insert(worker, at);
+    }
+
+    /// Changes the status.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.inner().status);
+    }
+
+    /// The status as it is now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let ready = self.ready() == Verdict::Yes;
+        Status { ready, ..self.inner().status.clone() }
+    }
+
+    /// `/startupz`: the first refresh is complete and written.
+    #[must_use]
+    pub fn startup(&self) -> Verdict {
+        let inner = self.inner();
+        if !inner.complete {
+            return Verdict::No("the first refresh is not complete; `keytide status` says what is missing".to_owned());
+        }
+        if !inner.unwritten.is_empty() {
+            return Verdict::No(format!("not yet written: {}", inner.unwritten.join(", ")));
+        }
+        Verdict::Yes
+    }
+
+    /// `/readyz`: started, and not older than `refresh.max_stale`.
+    #[must_use]
+    pub fn ready(&self) -> Verdict {
+        let startup = self.startup();
+        let age = self.inner().fresh_at.unwrap_or(self.started).elapsed();
+        match self.max_stale {
+            Some(max) if startup == Verdict::Yes && age > max => Verdict::No(format!(
+                "the last complete refresh is {} s old, refresh.max_stale is {} s",
+                age.as_secs(),
+                max.as_secs()
+            )),
+            _ => startup,
+        }
+    }
+
+    /// `/livez`: no worker is later than it said.
+    #[must_use]
+    pub fn live(&self) -> Verdict {
+        let now = Instant::now();
+        match self.inner().due.iter().find(|(_, due)| now.saturating_duration_since(**due) > LATE) {
+            Some((worker, _)) => Verdict::No(format!("worker {worker} is late")),
+            None => Verdict::Yes,
+        }
+    }
+
+    /// Brings the metric of readiness up to date.
+    pub fn report(&self, metrics: &Metrics) {
+        metrics.ready(self.ready() == Verdict::Yes);
+    }
+}

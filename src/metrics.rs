@@ -1,0 +1,337 @@
+//! Every metric of keytide. The help text of each is its line in `docs/METRICS.md`; a test compares the two.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::domain::{names::OutputName, snapshot::Reason};
+
+/// The metrics of one daemon, in a registry of their own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    aws_requests: IntCounterVec,
+    aws_request_duration: HistogramVec,
+    refreshes: IntCounterVec,
+    refresh_duration: Histogram,
+    last_refresh_success: IntGauge,
+    holds: IntCounterVec,
+    keys: IntGaugeVec,
+    stale_keys: IntGaugeVec,
+    key_changes: IntCounter,
+    key_removals: IntCounter,
+    output_keys: IntGaugeVec,
+    output_writes: IntCounterVec,
+    output_repairs: IntCounterVec,
+    output_errors: IntCounterVec,
+    output_last_write: IntGaugeVec,
+    output_up: IntGaugeVec,
+    state_errors: IntCounter,
+    config_reloads: IntCounterVec,
+    config_valid: IntGauge,
+    credentials_expiry: IntGauge,
+    ready: IntGauge,
+}
+
+/// How one call to AWS ended, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallOutcome {
+    /// An answer.
+    Ok,
+    /// A problem of this kind.
+    Failed(Reason),
+}
+
+/// How a refresh ended, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshOutcome {
+    /// Everything was read and applied.
+    Complete,
+    /// Something could not be read, or is held.
+    Incomplete,
+}
+
+/// How many keys are in which state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyCounts {
+    /// Read by the last refresh.
+    pub fresh: i64,
+    /// With a last good value, by the reason why it is not fresh.
+    pub stale: Vec<(Reason, i64)>,
+    /// Without any value.
+    pub missing: i64,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// All metrics, at zero for every label that is known beforehand.
+    #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a list: one entry for each metric")]
+    pub fn new<'a>(outputs: impl Iterator<Item = &'a OutputName>) -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let info = gauges(r, "keytide_build_info", "1, with the version of keytide as a label.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            aws_requests: counters(
+                r,
+                "keytide_aws_requests_total",
+                "Calls to AWS by service, operation and outcome.",
+                &["service", "operation", "outcome"],
+            ),
+            aws_request_duration: register(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "keytide_aws_request_duration_seconds",
+                        "Duration of calls to AWS, answered or not.",
+                    )
+                    .buckets(vec![0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]),
+                    &["service", "operation"],
+                ),
+            ),
+            refreshes: counters(
+                r,
+                "keytide_refreshes_total",
+                "Refreshes by outcome: complete, or incomplete (something could not be read, or is held).",
+                &["outcome"],
+            ),
+            refresh_duration: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "keytide_refresh_duration_seconds",
+                        "Duration of refreshes, reading and writing.",
+                    )
+                    .buckets(vec![0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]),
+                ),
+            ),
+            last_refresh_success: gauge(
+                r,
+                "keytide_last_complete_refresh_timestamp_seconds",
+                "When the last complete refresh ended; 0 before the first.",
+            ),
+            holds: counters(
+                r,
+                "keytide_holds_total",
+                "Readings of a secret that were not applied at once, by reason: step_back or removal.",
+                &["reason"],
+            ),
+            keys: gauges(
+                r,
+                "keytide_keys",
+                "Keys by state: fresh, stale (the last good value is kept) or missing (there never was one).",
+                &["state"],
+            ),
+            stale_keys: gauges(r, "keytide_stale_keys", "Stale keys by reason.", &["reason"]),
+            key_changes: counter(r, "keytide_key_changes_total", "Values that a refresh brought new or changed."),
+            key_removals: counter(
+                r,
+                "keytide_key_removals_total",
+                "Keys that were removed because their member is gone from the primary secret.",
+            ),
+            output_keys: gauges(
+                r,
+                "keytide_output_keys",
+                "Keys by output and state: written, or unrepresentable (the output cannot carry the value or the name).",
+                &["output", "state"],
+            ),
+            output_writes: counters(
+                r,
+                "keytide_output_writes_total",
+                "Writes of changed content, by output.",
+                &["output"],
+            ),
+            output_repairs: counters(
+                r,
+                "keytide_output_repairs_total",
+                "Writes that put back what somebody changed or removed, by output.",
+                &["output"],
+            ),
+            output_errors: counters(r, "keytide_output_errors_total", "Writes that failed, by output.", &["output"]),
+            output_last_write: gauges(
+                r,
+                "keytide_output_last_write_timestamp_seconds",
+                "When the output was last written; 0 if not by this process.",
+                &["output"],
+            ),
+            output_up: gauges(
+                r,
+                "keytide_output_up",
+                "1 if the output holds what it shall hold, 0 if the last write failed or none happened yet.",
+                &["output"],
+            ),
+            state_errors: counter(
+                r,
+                "keytide_state_errors_total",
+                "Failures to keep or to recover the last good snapshot.",
+            ),
+            config_reloads: counters(
+                r,
+                "keytide_config_reloads_total",
+                "Changes of the configuration files by outcome: accepted or refused.",
+                &["outcome"],
+            ),
+            config_valid: gauge(
+                r,
+                "keytide_config_valid",
+                "1 if the configuration files on disk are valid, 0 if an older configuration is in use because they are not.",
+            ),
+            credentials_expiry: gauge(
+                r,
+                "keytide_credentials_expiry_timestamp_seconds",
+                "When the credentials in use end; 0 if they do not, or there are none.",
+            ),
+            ready: gauge(r, "keytide_ready", "1 if /readyz answers 200."),
+            registry,
+        };
+        metrics.config_valid.set(1);
+        for outcome in ["complete", "incomplete"] {
+            metrics.refreshes.with_label_values(&[outcome]);
+        }
+        for reason in [Reason::StepBack, Reason::Removal] {
+            metrics.holds.with_label_values(&[reason.label()]);
+        }
+        for outcome in ["accepted", "refused"] {
+            metrics.config_reloads.with_label_values(&[outcome]);
+        }
+        metrics.set_keys(&KeyCounts::default());
+        for output in outputs.map(OutputName::as_str) {
+            for counter in [&metrics.output_writes, &metrics.output_repairs, &metrics.output_errors] {
+                counter.with_label_values(&[output]);
+            }
+            metrics.output_last_write.with_label_values(&[output]);
+            metrics.output_up.with_label_values(&[output]);
+            for state in ["written", "unrepresentable"] {
+                metrics.output_keys.with_label_values(&[output, state]);
+            }
+        }
+        metrics
+    }
+
+    /// The exposition in the text format, version 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        // Writing to memory does not fail.
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// One call to AWS ended.
+    pub fn aws_request(&self, service: &str, operation: &str, outcome: CallOutcome, seconds: f64) {
+        let outcome = match outcome {
+            CallOutcome::Ok => "ok",
+            CallOutcome::Failed(reason) => reason.label(),
+        };
+        self.aws_requests.with_label_values(&[service, operation, outcome]).inc();
+        self.aws_request_duration.with_label_values(&[service, operation]).observe(seconds);
+    }
+
+    /// One refresh ended; `at` is the wall clock in seconds.
+    pub fn refresh(&self, outcome: RefreshOutcome, seconds: f64, at: i64) {
+        let label = match outcome {
+            RefreshOutcome::Complete => {
+                self.last_refresh_success.set(at);
+                "complete"
+            }
+            RefreshOutcome::Incomplete => "incomplete",
+        };
+        self.refreshes.with_label_values(&[label]).inc();
+        self.refresh_duration.observe(seconds);
+    }
+
+    /// A reading was held.
+    pub fn held(&self, reason: Reason) {
+        self.holds.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// So many values changed, so many keys were removed.
+    pub fn changes(&self, changed: usize, removed: usize) {
+        self.key_changes.inc_by(u64::try_from(changed).unwrap_or(u64::MAX));
+        self.key_removals.inc_by(u64::try_from(removed).unwrap_or(u64::MAX));
+    }
+
+    /// The states of all keys.
+    pub fn set_keys(&self, counts: &KeyCounts) {
+        let KeyCounts { fresh, stale, missing } = counts;
+        self.keys.with_label_values(&["fresh"]).set(*fresh);
+        self.keys.with_label_values(&["stale"]).set(stale.iter().map(|(_, count)| count).sum());
+        self.keys.with_label_values(&["missing"]).set(*missing);
+        for reason in Reason::ALL {
+            let count = stale.iter().filter(|(stale, _)| *stale == reason).map(|(_, count)| count).sum();
+            self.stale_keys.with_label_values(&[reason.label()]).set(count);
+        }
+    }
+
+    /// An output was written: because of a change, or to put back what somebody changed.
+    pub fn output_written(&self, output: &OutputName, repair: bool, at: i64) {
+        let counter = if repair { &self.output_repairs } else { &self.output_writes };
+        counter.with_label_values(&[output.as_str()]).inc();
+        self.output_last_write.with_label_values(&[output.as_str()]).set(at);
+    }
+
+    /// An output holds what it shall hold, or failed to.
+    pub fn output_up(&self, output: &OutputName, up: bool) {
+        if !up {
+            self.output_errors.with_label_values(&[output.as_str()]).inc();
+        }
+        self.output_up.with_label_values(&[output.as_str()]).set(i64::from(up));
+    }
+
+    /// How many keys an output carries, and how many it cannot.
+    pub fn output_keys(&self, output: &OutputName, written: usize, unrepresentable: usize) {
+        for (state, count) in [("written", written), ("unrepresentable", unrepresentable)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.output_keys.with_label_values(&[output.as_str(), state]).set(count);
+        }
+    }
+
+    /// The last good snapshot could not be kept or recovered.
+    pub fn state_error(&self) {
+        self.state_errors.inc();
+    }
+
+    /// A changed configuration was accepted or refused.
+    pub fn config_reload(&self, accepted: bool) {
+        self.config_reloads.with_label_values(&[if accepted { "accepted" } else { "refused" }]).inc();
+        self.config_valid.set(i64::from(accepted));
+    }
+
+    /// The files are again those of the configuration in use.
+    pub fn config_restored(&self) {
+        self.config_valid.set(1);
+    }
+
+    /// When the credentials end, in seconds since the Unix epoch.
+    pub fn credentials_expiry(&self, at: Option<i64>) {
+        self.credentials_expiry.set(at.unwrap_or(0));
+    }
+
+    /// Whether `/readyz` would answer 200.
+    pub fn ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
+    let metric = metric.expect("the names of metrics are constants that a test has seen");
+    registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+    metric
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}

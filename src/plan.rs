@@ -1,0 +1,5 @@
+//! Deciding: from what was read and what was applied to what shall be. Pure: no clock, no files, no AWS.
+
+pub mod change;
+pub mod fan_out;
+pub mod schedule;

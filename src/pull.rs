@@ -1,0 +1,580 @@
+//! The way down: read, fan out, judge, write, keep, report. Only puts the steps in order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    aws::auth::Auth,
+    config::{OnMissing, Refresh},
+    domain::{
+        mapping::Request,
+        names::KeyName,
+        snapshot::{Problem, Reason, Retry, Snapshot},
+    },
+    health::{Health, KeyStatus, OutputStatus},
+    metrics::{KeyCounts, Metrics, RefreshOutcome},
+    output::{Action, Output},
+    plan::{
+        fan_out::{Changes, Ledger, Mapping},
+        schedule::Schedule,
+    },
+    source::Source,
+    state::State,
+};
+
+/// So many names and problems are written out in one log line or message; the rest is counted.
+const NAMED: usize = 10;
+/// A requested refresh begins this long after the one requested before it, at the earliest.
+const REQUEST_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts to write an output that fails, or that somebody else keeps changing.
+const LONGEST_MEND: Duration = Duration::from_mins(1);
+
+/// The worker of the way down, and everything that it owns.
+#[derive(Debug)]
+pub struct Pull {
+    /// What the configuration asks for.
+    pub mapping: Mapping,
+    /// Where values come from, if anything is read.
+    pub source: Option<Reader>,
+    /// What is known, perhaps from before a restart.
+    pub ledger: Ledger,
+    /// Where values go.
+    pub outputs: Vec<Output>,
+    /// Where the last good snapshot is kept.
+    pub state: Option<State>,
+    /// When and how often.
+    pub refresh: Refresh,
+    /// The delays.
+    pub schedule: Schedule,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What is reported.
+    pub health: Arc<Health>,
+    /// The wall clock, for timestamps.
+    pub now: fn() -> SystemTime,
+    /// With a time limit: one complete refresh, then done.
+    pub once: Option<Duration>,
+}
+
+/// The source with its identity.
+#[derive(Debug)]
+pub struct Reader {
+    /// The source.
+    pub source: Source,
+    /// Who reads.
+    pub auth: Arc<Auth>,
+}
+
+/// Somebody wants a refresh now.
+#[derive(Debug)]
+pub struct Wanted {
+    /// True: removals that would be held are wanted.
+    pub accept_removals: bool,
+    /// Where the report goes.
+    pub reply: oneshot::Sender<Report>,
+}
+
+/// What one refresh did, for whoever asked for it. Names, never values.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// True if everything was read and applied.
+    pub complete: bool,
+    /// Keys that are new or have another value.
+    pub changed: Vec<String>,
+    /// Keys that are gone.
+    pub removed: Vec<String>,
+    /// What went wrong.
+    pub problems: Vec<String>,
+}
+
+/// The first refresh was not complete in time.
+#[derive(Debug, Error)]
+#[error("the first refresh was not complete within {} s; missing: {missing}", timeout.as_secs())]
+pub struct StartTimeout {
+    timeout: Duration,
+    missing: String,
+}
+
+/// How the worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// The one refresh is complete.
+    Once,
+}
+
+/// What wakes the worker.
+enum Wake {
+    Due,
+    Wanted(Wanted),
+    Signal,
+    Look,
+    Late,
+}
+
+#[derive(Debug)]
+struct Progress {
+    complete: bool,
+    deadline: Option<Instant>,
+    next: Option<Instant>,
+    retry: Option<Instant>,
+    failing: BTreeSet<Request>,
+    attempt: u32,
+    refreshes: u64,
+    look: Option<Instant>,
+    looks: u32,
+    last_wanted: Option<Instant>,
+    told: BTreeMap<String, Reason>,
+    remarked: BTreeSet<String>,
+    output_problems: BTreeMap<usize, String>,
+    output_writes: BTreeMap<usize, i64>,
+}
+
+// === impl Pull ===
+
+impl Pull {
+    /// Works until `stop`.
+    ///
+    /// # Errors
+    /// If the first refresh is not complete in time.
+    pub async fn run(
+        mut self,
+        stop: CancellationToken,
+        mut wanted: mpsc::Receiver<Wanted>,
+        signal: Arc<Notify>,
+        hints: Arc<Notify>,
+    ) -> Result<Ended, StartTimeout> {
+        let now = Instant::now();
+        let reads = self.source.is_some();
+        let mut progress = Progress {
+            complete: false,
+            deadline: Some(now + self.once.unwrap_or(self.refresh.startup_timeout)),
+            next: reads.then_some(now),
+            retry: None,
+            failing: BTreeSet::new(),
+            attempt: 0,
+            refreshes: 0,
+            look: None,
+            looks: 0,
+            last_wanted: None,
+            told: BTreeMap::new(),
+            remarked: BTreeSet::new(),
+            output_problems: BTreeMap::new(),
+            output_writes: BTreeMap::new(),
+        };
+        // What was kept over a restart is written before AWS is asked: an outage then costs nobody a file.
+        self.settle(&mut progress);
+        loop {
+            if self.once.is_some() && self.is_done(&progress) {
+                return Ok(Ended::Once);
+            }
+            let due = [progress.next, progress.retry, progress.look, progress.deadline].into_iter().flatten().min();
+            self.health.due("pull", due.unwrap_or_else(|| Instant::now() + self.refresh.interval));
+            let woken = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                Some(wanted) = wanted.recv() => Wake::Wanted(wanted),
+                () = signal.notified() => Wake::Signal,
+                () = until(progress.deadline) => Wake::Late,
+                () = until(progress.next) => Wake::Due,
+                () = until(progress.retry) => Wake::Due,
+                () = until(progress.look) => Wake::Look,
+                () = hints.notified() => if progress.look.is_some() { continue } else { Wake::Look },
+            };
+            let mut asked = Vec::new();
+            match woken {
+                Wake::Late => return Err(self.too_late(&progress)),
+                Wake::Look => {
+                    self.look(&mut progress);
+                    continue;
+                }
+                Wake::Due => {}
+                Wake::Signal => progress.failing.clear(),
+                Wake::Wanted(first) => {
+                    let earliest = progress.last_wanted.map_or_else(Instant::now, |at| at + REQUEST_PAUSE);
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(Ended::Stopped),
+                        () = sleep_until(earliest) => {}
+                    }
+                    progress.last_wanted = Some(Instant::now());
+                    progress.failing.clear();
+                    asked.push(first);
+                    while let Ok(another) = wanted.try_recv() {
+                        asked.push(another);
+                    }
+                }
+            }
+            let now = Instant::now();
+            // Whoever asks gets everything read again; a retry reads what failed.
+            let retry = !progress.failing.is_empty() && progress.next.is_none_or(|next| next > now);
+            let requests = if retry { progress.failing.clone() } else { self.mapping.requests() };
+            let began = Instant::now();
+            let limit = self.refresh.call_timeout.saturating_mul(u32::try_from(requests.len()).unwrap_or(u32::MAX));
+            self.health.due("pull", began + limit + self.refresh.call_timeout);
+            let snapshot = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = until(progress.deadline) => return Err(self.too_late(&progress)),
+                snapshot = read(self.source.as_mut(), &requests) => snapshot,
+            };
+            let accept_removals = asked.iter().any(|wanted| wanted.accept_removals);
+            let report = self.take_in(&mut progress, snapshot, accept_removals, began).await;
+            self.plan_next(&mut progress, !retry);
+            for wanted in asked {
+                // Whoever asked may have gone.
+                drop(wanted.reply.send(report.clone()));
+            }
+        }
+    }
+
+    async fn take_in(
+        &mut self,
+        progress: &mut Progress,
+        snapshot: Snapshot,
+        accept_removals: bool,
+        began: Instant,
+    ) -> Report {
+        let failed: BTreeMap<Request, Reason> = snapshot
+            .iter()
+            .filter_map(|(request, answer)| Some((request.clone(), answer.as_ref().err()?.reason)))
+            .collect();
+        let changes = self.ledger.apply(&self.mapping, snapshot, accept_removals);
+        self.tell(progress, &changes);
+        self.metrics.changes(changes.changed.len(), changes.removed.len());
+        for (_, reason) in &changes.held {
+            self.metrics.held(*reason);
+        }
+        if !changes.changed.is_empty() || !changes.removed.is_empty() || changes.versions {
+            self.keep();
+        }
+        self.settle(progress);
+        progress.refreshes = progress.refreshes.saturating_add(1);
+        let problems = self.problems();
+        let complete = progress.complete && problems.is_empty();
+        // A pod waits for the first refresh: until it is complete, everything is looked at again soon.
+        let waiting = !progress.complete || (self.once.is_some() && !complete);
+        progress.failing = if waiting {
+            self.mapping.requests()
+        } else {
+            failed
+                .into_iter()
+                .filter(|(_, reason)| reason.retry() == Retry::Backoff)
+                .map(|(request, _)| request)
+                .collect()
+        };
+        let at = seconds((self.now)());
+        if complete {
+            self.health.fresh();
+        }
+        let outcome = if complete { RefreshOutcome::Complete } else { RefreshOutcome::Incomplete };
+        self.metrics.refresh(outcome, began.elapsed().as_secs_f64(), at);
+        let identity = match &self.source {
+            Some(reader) => Some(reader.auth.identity().await),
+            None => None,
+        };
+        let count = progress.refreshes;
+        self.health.update(|status| {
+            status.refresh.last = timestamp(at);
+            if complete {
+                status.refresh.last_complete = timestamp(at);
+            }
+            status.refresh.count = count;
+            if let Some(identity) = identity {
+                status.identity.expires = identity.expires_at.and_then(timestamp);
+            }
+        });
+        let names = |names: &BTreeSet<KeyName>| names.iter().map(ToString::to_string).collect();
+        Report { complete, changed: names(&changes.changed), removed: names(&changes.removed), problems }
+    }
+
+    fn plan_next(&mut self, progress: &mut Progress, was_full: bool) {
+        let now = Instant::now();
+        if was_full {
+            let pause = if progress.refreshes == 1 { self.schedule.second() } else { self.schedule.following() };
+            progress.next = self.source.is_some().then(|| now + pause);
+        }
+        if progress.failing.is_empty() {
+            progress.attempt = 0;
+            progress.retry = None;
+        } else {
+            progress.attempt = progress.attempt.saturating_add(1);
+            progress.retry = Some(now + self.schedule.retry(progress.attempt, !progress.complete));
+        }
+        let next = [progress.next, progress.retry].into_iter().flatten().min();
+        let at = next.and_then(|next| (self.now)().checked_add(next.saturating_duration_since(now)));
+        self.health.update(|status| status.refresh.next = at.and_then(|at| timestamp(seconds(at))));
+    }
+
+    /// Brings everything in line with the ledger: the latch, the outputs, the metrics, the status.
+    fn settle(&mut self, progress: &mut Progress) {
+        let skip = self.refresh.on_missing == OnMissing::Skip;
+        if !progress.complete && self.ledger.missing(&self.mapping, skip).is_empty() {
+            progress.complete = true;
+            self.health.complete();
+            self.health.update(|status| status.refresh.complete = true);
+            if self.once.is_none() {
+                progress.deadline = None;
+            }
+        }
+        self.look(progress);
+        let states = self.ledger.states(&self.mapping);
+        let mut counts = KeyCounts::default();
+        let mut stale: BTreeMap<Reason, i64> = BTreeMap::new();
+        let mut keys = Vec::with_capacity(states.len());
+        for state in &states {
+            let label = match (&state.problem, state.found) {
+                (None, true) => {
+                    counts.fresh += 1;
+                    "fresh"
+                }
+                (Some(problem), true) => {
+                    *stale.entry(problem.reason).or_default() += 1;
+                    "stale"
+                }
+                (_, false) => {
+                    counts.missing += 1;
+                    "missing"
+                }
+            };
+            keys.push(KeyStatus {
+                name: state.name.to_string(),
+                state: label.to_owned(),
+                reason: state.problem.as_ref().map(|problem| problem.reason.label().to_owned()),
+                message: state.problem.as_ref().map(|problem| problem.message.clone()),
+                secret: state.from.map(|from| from.secret.to_string()),
+                version: state.version.map(|version| version.id.to_string()),
+                created: state.version.and_then(|version| timestamp(version.created_ms?.div_euclid(1000))),
+            });
+        }
+        counts.stale = stale.into_iter().collect();
+        self.metrics.set_keys(&counts);
+        self.health.update(|status| status.keys = keys);
+        self.health.report(&self.metrics);
+    }
+
+    /// Makes every output hold what it shall hold. One that fails does not hold up another.
+    fn look(&mut self, progress: &mut Progress) {
+        progress.look = None;
+        if !progress.complete {
+            return;
+        }
+        let at = seconds((self.now)());
+        let mut disturbed = false;
+        let mut statuses = Vec::with_capacity(self.outputs.len());
+        for (index, output) in self.outputs.iter_mut().enumerate() {
+            let name = output.name().clone();
+            let result = output.apply(self.ledger.desired(&self.mapping, output.selection()));
+            let mut status = OutputStatus {
+                name: name.to_string(),
+                kind: output.kind().to_owned(),
+                path: output.path().display().to_string(),
+                ..OutputStatus::default()
+            };
+            match result {
+                Ok(written) => {
+                    self.metrics.output_up(&name, true);
+                    self.metrics.output_keys(&name, written.keys, written.unrepresentable.len());
+                    if progress.output_problems.remove(&index).is_some() {
+                        tracing::info!(output.name = %name, "output {name} can be written again");
+                    }
+                    match written.action {
+                        Action::Nothing => {}
+                        Action::Change => {
+                            self.metrics.output_written(&name, false, at);
+                            progress.output_writes.insert(index, at);
+                            tracing::info!(output.name = %name, keys = written.keys, "output {name} written: {} keys", written.keys);
+                        }
+                        Action::Repair => {
+                            disturbed = true;
+                            self.metrics.output_written(&name, true, at);
+                            tracing::warn!(output.name = %name, "output {name} was changed or removed by somebody else: written again");
+                        }
+                    }
+                    self.health.written(name.as_str());
+                    "written".clone_into(&mut status.state);
+                    status.keys = written.keys;
+                    status.unrepresentable =
+                        written.unrepresentable.into_iter().map(|(key, reason)| (key.to_string(), reason)).collect();
+                }
+                Err(error) => {
+                    disturbed = true;
+                    self.metrics.output_up(&name, false);
+                    let message = error.to_string();
+                    if progress.output_problems.insert(index, message.clone()).as_ref() != Some(&message) {
+                        tracing::error!(output.name = %name, "output {name} cannot be written: {message}");
+                    }
+                    "failing".clone_into(&mut status.state);
+                    status.message = Some(message);
+                }
+            }
+            status.last_write = progress.output_writes.get(&index).copied().and_then(timestamp);
+            statuses.push(status);
+        }
+        let told: BTreeSet<String> = statuses
+            .iter()
+            .flat_map(|status| {
+                let name = &status.name;
+                status.unrepresentable.iter().map(move |(key, reason)| {
+                    format!("output {name} cannot carry key {key}: {reason}; its last good value stays there")
+                })
+            })
+            .collect();
+        remark(&mut progress.remarked, told);
+        self.health.update(|status| status.outputs = statuses);
+        // Somebody who fights for a file, and a disk that stays full, are met at a growing distance.
+        if disturbed {
+            progress.looks = progress.looks.saturating_add(1);
+            let pause =
+                Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(progress.looks.saturating_sub(1).min(6)));
+            progress.look = Some(Instant::now() + pause.min(LONGEST_MEND));
+        } else {
+            progress.looks = 0;
+        }
+    }
+
+    fn keep(&mut self) {
+        let Some(state) = &mut self.state else { return };
+        if let Err(error) = state.keep(&self.ledger) {
+            self.metrics.state_error();
+            tracing::error!("the last good values would not survive a restart: {error}");
+        }
+    }
+
+    /// Says what is new, once: not the same trouble at every retry.
+    fn tell(&self, progress: &mut Progress, changes: &Changes) {
+        if !changes.changed.is_empty() {
+            let names = some_of(changes.changed.iter());
+            tracing::info!(keys = changes.changed.len(), "keys with a new value: {names}");
+        }
+        if !changes.removed.is_empty() {
+            tracing::warn!(keys = changes.removed.len(), "keys removed: {}", some_of(changes.removed.iter()));
+        }
+        let mut now: BTreeMap<String, (Reason, String)> = BTreeMap::new();
+        for (request, problem) in self.ledger.troubles() {
+            now.insert(format!("secret {}", request.secret), (problem.reason, problem.message.clone()));
+        }
+        for state in self.ledger.states(&self.mapping) {
+            if let Some(problem) = state.problem.filter(|problem| problem.reason == Reason::MissingMember) {
+                now.insert(format!("key {}", state.name), (problem.reason, problem.message));
+            }
+        }
+        let mut lines = 0_usize;
+        for (subject, (reason, message)) in &now {
+            if progress.told.get(subject) != Some(reason) {
+                lines += 1;
+                if lines <= NAMED {
+                    tracing::warn!(reason = reason.label(), "{subject}: {message}");
+                }
+            }
+        }
+        if lines > NAMED {
+            tracing::warn!("{} more of these; `keytide status` lists all", lines - NAMED);
+        }
+        let over = progress.told.keys().filter(|subject| !now.contains_key(*subject)).count();
+        if over > 0 {
+            tracing::info!(
+                "read again: {}",
+                some_of(progress.told.keys().filter(|subject| !now.contains_key(*subject)))
+            );
+        }
+        progress.told = now.into_iter().map(|(subject, (reason, _))| (subject, reason)).collect();
+        remark(&mut progress.remarked, changes.remarks.iter().cloned().collect());
+        if !changes.remarks.is_empty() {
+            self.health.update(|status| status.remarks = changes.remarks.iter().take(100).cloned().collect());
+        }
+    }
+
+    /// Everything that keeps a refresh from being complete.
+    fn problems(&self) -> Vec<String> {
+        let excused = |problem: &Problem, found: bool| {
+            self.refresh.on_missing == OnMissing::Skip && !found && problem.reason.is_definite()
+        };
+        let keys = self.ledger.states(&self.mapping).into_iter().filter_map(|state| {
+            let problem = state.problem.filter(|problem| !excused(problem, state.found))?;
+            Some(format!("key {}: {problem}", state.name))
+        });
+        let whole = self.mapping.wholesale().filter_map(|wholesale| {
+            let problem = self.ledger.troubles().get(&wholesale.request)?;
+            Some(format!("secret {}: {problem}", wholesale.request.secret))
+        });
+        let mut problems: Vec<String> = keys.chain(whole).collect();
+        problems.dedup();
+        problems
+    }
+
+    fn is_done(&self, progress: &Progress) -> bool {
+        let read = progress.refreshes > 0 || self.source.is_none();
+        read && progress.complete && self.problems().is_empty() && progress.output_problems.is_empty()
+    }
+
+    fn too_late(&self, progress: &Progress) -> StartTimeout {
+        let skip = self.refresh.on_missing == OnMissing::Skip;
+        let missing = self.ledger.missing(&self.mapping, skip);
+        let mut lines: Vec<String> = missing.iter().map(|(what, problem)| format!("{what}: {problem}")).collect();
+        lines.extend(progress.output_problems.values().cloned());
+        if lines.is_empty() {
+            lines = self.problems();
+        }
+        StartTimeout { timeout: self.once.unwrap_or(self.refresh.startup_timeout), missing: some_of(lines.iter()) }
+    }
+}
+
+async fn read(reader: Option<&mut Reader>, requests: &BTreeSet<Request>) -> Snapshot {
+    match reader {
+        Some(reader) => reader.source.read(requests).await,
+        None => Snapshot::new(),
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn remark(said: &mut BTreeSet<String>, remarks: BTreeSet<String>) {
+    for remark in remarks {
+        if said.len() < 1000 && !said.contains(&remark) {
+            tracing::warn!("{remark}");
+            said.insert(remark);
+        }
+    }
+}
+
+/// The first few, and how many more.
+fn some_of<T: ToString>(all: impl Iterator<Item = T>) -> String {
+    let mut names: Vec<String> = all.map(|one| one.to_string()).collect();
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    let mut text = names.join(", ");
+    if more > 0 {
+        text.push_str(" and ");
+        text.push_str(&more.to_string());
+        text.push_str(" more");
+    }
+    text
+}
+
+fn seconds(at: SystemTime) -> i64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// RFC 3339, in UTC, to the second.
+#[must_use]
+pub fn timestamp(seconds: i64) -> Option<String> {
+    jiff::Timestamp::from_second(seconds).ok().map(|at| at.to_string())
+}

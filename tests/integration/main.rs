@@ -1,0 +1,7 @@
+//! keytide from the outside: the real binary, real files, real HTTP, on the emulator. One file a behaviour.
+
+#![expect(clippy::disallowed_methods, reason = "tests are programs of their own: they look at the clock and sleep")]
+
+mod support;
+
+mod thread;
