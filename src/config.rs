@@ -178,31 +178,83 @@ pub struct Environment(BTreeMap<String, String>);
 pub const ADMIN_SOCKET: &str = "/run/keytide/private/admin.sock";
 impl Environment {
     /// x
-    #[expect(clippy::disallowed_methods, reason="x")]
-    pub fn of_process() -> Self { Self(std::env::vars_os().filter_map(|(a,b)| Some((a.into_string().ok()?, b.into_string().ok()?))).collect()) }
+    #[expect(clippy::disallowed_methods, reason = "x")]
+    pub fn of_process() -> Self {
+        Self(std::env::vars_os().filter_map(|(a, b)| Some((a.into_string().ok()?, b.into_string().ok()?))).collect())
+    }
     /// x
-    pub fn get(&self, k: &str) -> Option<&str> { self.0.get(k).map(String::as_str) }
+    pub fn get(&self, k: &str) -> Option<&str> {
+        self.0.get(k).map(String::as_str)
+    }
 }
 /// x
 pub fn load(s: &Sources, env: &Environment) -> Result<Config, String> {
     let text = std::fs::read_to_string(&s.config).map_err(|e| e.to_string())?;
-    let after = |key: &str| text.split(key).nth(1).and_then(|r| r.split([',', '}', '"', '\n']).next()).map(|s| s.trim().to_owned());
-    use crate::domain::{names::*, mapping::*};
+    let after = |key: &str| {
+        text.split(key).nth(1).and_then(|r| r.split([',', '}', '"', '\n']).next()).map(|s| s.trim().to_owned())
+    };
+    use crate::domain::{mapping::*, names::*};
     Ok(Config {
-        aws: Aws { region: "us-east-1".into(), credentials: Credentials::Static { access_key_id: env.get("AWS_ACCESS_KEY_ID").unwrap().into(), secret_access_key: SecretValue::new(env.get("AWS_SECRET_ACCESS_KEY").unwrap().into()), session_token: None }, secrets_manager_endpoint: env.get("AWS_ENDPOINT_URL").map(Into::into), sts_endpoint: None },
-        keys: vec![], wholesale: vec![Wholesale { request: Request { secret: SecretId::parse(after("primary_secret: {name: ").unwrap()).unwrap(), stage: None }, rename: BTreeMap::new() }],
-        refresh: Refresh { interval: Duration::from_secs(1), jitter: 0.1, call_timeout: Duration::from_secs(10), on_missing: OnMissing::Fail, startup_timeout: Duration::from_secs(300), max_stale: None },
-        outputs: vec![Output { name: OutputName::parse("env_file").unwrap(), selection: Selection::default(), kind: OutputKind::EnvFile { path: after("path: ").unwrap().into(), format: Format::Posix, access: FileAccess { mode: None, group: None, owner: None, allow_disk: false } } }],
-        state: State { directory: PathBuf::from(after("path: ").unwrap()).parent().unwrap().join(".keytide"), allow_disk: false },
-        http: Some("127.0.0.1:0".parse().unwrap()), admin: Some(after("socket: ").unwrap().into()), store_virtual_keys: false, notices: vec![],
+        aws: Aws {
+            region: "us-east-1".into(),
+            credentials: Credentials::Static {
+                access_key_id: env.get("AWS_ACCESS_KEY_ID").unwrap().into(),
+                secret_access_key: SecretValue::new(env.get("AWS_SECRET_ACCESS_KEY").unwrap().into()),
+                session_token: None,
+            },
+            secrets_manager_endpoint: env.get("AWS_ENDPOINT_URL").map(Into::into),
+            sts_endpoint: None,
+        },
+        keys: vec![],
+        wholesale: vec![Wholesale {
+            request: Request {
+                secret: SecretId::parse(after("primary_secret: {name: ").unwrap()).unwrap(),
+                stage: None,
+            },
+            rename: BTreeMap::new(),
+        }],
+        refresh: Refresh {
+            interval: Duration::from_secs(1),
+            jitter: 0.1,
+            call_timeout: Duration::from_secs(10),
+            on_missing: OnMissing::Fail,
+            startup_timeout: Duration::from_secs(300),
+            max_stale: None,
+        },
+        outputs: vec![Output {
+            name: OutputName::parse("env_file").unwrap(),
+            selection: Selection::default(),
+            kind: OutputKind::EnvFile {
+                path: after("path: ").unwrap().into(),
+                format: Format::Posix,
+                access: FileAccess { mode: None, group: None, owner: None, allow_disk: false },
+            },
+        }],
+        state: State {
+            directory: PathBuf::from(after("path: ").unwrap()).parent().unwrap().join(".keytide"),
+            allow_disk: false,
+        },
+        http: Some("127.0.0.1:0".parse().unwrap()),
+        admin: Some(after("socket: ").unwrap().into()),
+        store_virtual_keys: false,
+        notices: vec![],
     })
 }
 /// x
-pub fn fingerprint(_: &Sources) -> Result<u64, String> { Ok(0) }
+pub fn fingerprint(_: &Sources) -> Result<u64, String> {
+    Ok(0)
+}
 /// x
-pub fn schema() -> serde_json::Value { serde_json::Value::Null }
+pub fn schema() -> serde_json::Value {
+    serde_json::Value::Null
+}
 /// x
-pub fn shared_with_litellm(_: &Sources) -> Vec<String> { Vec::new() }
+pub fn shared_with_litellm(_: &Sources) -> Vec<String> {
+    Vec::new()
+}
 impl Credentials {
     /// x
-    pub fn missing(&self) -> Option<String> { None } }
+    pub fn missing(&self) -> Option<String> {
+        None
+    }
+}

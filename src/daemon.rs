@@ -88,7 +88,7 @@ impl Daemon {
             });
         }
         let metrics = Arc::new(Metrics::new(outputs.iter().map(|output| &output.name)));
-        let outputs = if reads {
+        let mut outputs = if reads {
             outputs.into_iter().map(|output| Output::open(output, in_pod)).collect::<Result<Vec<_>, _>>()?
         } else {
             Vec::new()
@@ -97,6 +97,11 @@ impl Daemon {
         let source = if reads { Some(reader(aws, refresh.call_timeout, now, &metrics)?) } else { None };
         let state = if reads { Some(State::open(&state.directory, state.allow_disk)?) } else { None };
         let recovered = recover(state.as_ref(), &metrics);
+        for ((output, key), value) in recovered.kept {
+            if let Some(output) = outputs.iter_mut().find(|candidate| *candidate.name() == output) {
+                output.remember(key, value);
+            }
+        }
         let ledger = Ledger::recovered(&mapping, recovered.good, recovered.applied);
         let identity = match &source {
             Some(reader) => {

@@ -12,7 +12,8 @@ use crate::{
     config,
     domain::{
         mapping::Selection,
-        names::{KeyName, OutputName},
+        names::{EnvName, KeyName, OutputName},
+        value::SecretValue,
     },
     plan::fan_out::Desired,
 };
@@ -43,6 +44,8 @@ pub struct Written {
     pub keys: usize,
     /// The keys that it cannot carry, each with why.
     pub unrepresentable: Vec<(KeyName, String)>,
+    /// The values that it holds for some of those instead: the last ones that it could carry.
+    pub kept: Vec<(KeyName, SecretValue)>,
 }
 
 /// What was written.
@@ -110,6 +113,16 @@ impl Output {
         match &self.kind {
             Kind::EnvFile(env_file) => env_file.path(),
             Kind::Files(files) => files.path(),
+        }
+    }
+
+    /// Gives it back what it held before a restart, for keys whose newest value it cannot carry.
+    pub fn remember(&mut self, key: KeyName, value: SecretValue) {
+        let name = self.selection.rename.get(&key).map_or(key.as_str(), String::as_str);
+        match (&mut self.kind, EnvName::parse(name)) {
+            (Kind::EnvFile(env_file), Ok(name)) => env_file.remember(key, name, value),
+            // A file carries every value.
+            (Kind::EnvFile(_) | Kind::Files(_), _) => {}
         }
     }
 

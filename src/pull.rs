@@ -30,7 +30,7 @@ use crate::{
         schedule::Schedule,
     },
     source::Source,
-    state::State,
+    state::{Kept, State},
 };
 
 /// So many names and problems are written out in one log line or message; the rest is counted.
@@ -140,6 +140,7 @@ struct Progress {
     remarked: BTreeSet<String>,
     output_problems: BTreeMap<usize, String>,
     output_writes: BTreeMap<usize, i64>,
+    kept: Kept,
 }
 
 // === impl Pull ===
@@ -173,6 +174,7 @@ impl Pull {
             remarked: BTreeSet::new(),
             output_problems: BTreeMap::new(),
             output_writes: BTreeMap::new(),
+            kept: Kept::new(),
         };
         // What was kept over a restart is written before AWS is asked: an outage then costs nobody a file.
         self.settle(&mut progress);
@@ -257,7 +259,8 @@ impl Pull {
             self.metrics.held(*reason);
         }
         if !changes.changed.is_empty() || !changes.removed.is_empty() || changes.versions {
-            self.keep();
+            // Before the outputs: a restart never brings back a value older than what was written.
+            self.keep(progress);
         }
         self.settle(progress);
         progress.refreshes = progress.refreshes.saturating_add(1);
@@ -324,9 +327,6 @@ impl Pull {
             progress.complete = true;
             self.health.complete();
             self.health.update(|status| status.refresh.complete = true);
-            if self.once.is_none() {
-                progress.deadline = None;
-            }
         }
         self.look(progress);
         let states = self.ledger.states(&self.mapping);
@@ -373,6 +373,7 @@ impl Pull {
         let at = seconds((self.now)());
         let mut disturbed = false;
         let mut statuses = Vec::with_capacity(self.outputs.len());
+        let mut kept = Kept::new();
         for (index, output) in self.outputs.iter_mut().enumerate() {
             let name = output.name().clone();
             let result = output.apply(self.ledger.desired(&self.mapping, output.selection()));
@@ -403,6 +404,7 @@ impl Pull {
                         }
                     }
                     self.health.written(name.as_str());
+                    kept.extend(written.kept.into_iter().map(|(key, value)| ((name.clone(), key), value)));
                     "written".clone_into(&mut status.state);
                     status.keys = written.keys;
                     status.unrepresentable =
@@ -422,6 +424,10 @@ impl Pull {
             status.last_write = progress.output_writes.get(&index).copied().and_then(timestamp);
             statuses.push(status);
         }
+        if kept != progress.kept {
+            progress.kept = kept;
+            self.keep(progress);
+        }
         let told: BTreeSet<String> = statuses
             .iter()
             .flat_map(|status| {
@@ -434,6 +440,10 @@ impl Pull {
         remark(&mut progress.remarked, told);
         self.health.update(|status| status.outputs = statuses);
         // Somebody who fights for a file, and a disk that stays full, are met at a growing distance.
+        if progress.output_problems.is_empty() && self.once.is_none() {
+            // Read and written: the start is over.
+            progress.deadline = None;
+        }
         if disturbed {
             progress.looks = progress.looks.saturating_add(1);
             let pause =
@@ -444,9 +454,9 @@ impl Pull {
         }
     }
 
-    fn keep(&mut self) {
+    fn keep(&mut self, progress: &Progress) {
         let Some(state) = &mut self.state else { return };
-        if let Err(error) = state.keep(&self.ledger) {
+        if let Err(error) = state.keep(&self.ledger, &progress.kept) {
             self.metrics.state_error();
             tracing::error!("the last good values would not survive a restart: {error}");
         }

@@ -10,7 +10,7 @@ use crate::{
     config::FileAccess,
     domain::{
         mapping::Request,
-        names::{KeyName, SecretId, VersionId, VersionStage},
+        names::{KeyName, OutputName, SecretId, VersionId, VersionStage},
         snapshot::Version,
         value::SecretValue,
     },
@@ -38,7 +38,12 @@ pub struct Recovered {
     pub good: BTreeMap<KeyName, Good>,
     /// The versions that were applied.
     pub applied: BTreeMap<Request, Version>,
+    /// What outputs held instead of values that they could not carry.
+    pub kept: Kept,
 }
+
+/// By the name of the output and the key: the last value that the output could carry, where the newest is not one.
+pub type Kept = BTreeMap<(OutputName, KeyName), SecretValue>;
 
 /// A snapshot that could not be kept or recovered.
 #[derive(Debug, Error)]
@@ -56,6 +61,15 @@ struct File<'a> {
     format: u32,
     #[serde(borrow)]
     secrets: Vec<Secret<'a>>,
+    #[serde(borrow)]
+    kept: Vec<KeptValue<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptValue<'a> {
+    output: String,
+    key: String,
+    value: std::borrow::Cow<'a, str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,7 +121,7 @@ impl State {
     ///
     /// # Errors
     /// If they cannot be written.
-    pub fn keep(&mut self, ledger: &Ledger) -> Result<(), StateError> {
+    pub fn keep(&mut self, ledger: &Ledger, kept: &Kept) -> Result<(), StateError> {
         self.directory.refresh()?;
         let mut secrets: BTreeMap<&Request, Secret<'_>> = BTreeMap::new();
         for (name, Good { value, from, wholesale }) in ledger.good() {
@@ -123,7 +137,12 @@ impl State {
             });
             secret.keys.push(Key { name: name.to_string(), wholesale: *wholesale, value: value.expose().into() });
         }
-        let file = File { format: FORMAT, secrets: secrets.into_values().collect() };
+        let kept = kept.iter().map(|((output, key), value)| KeptValue {
+            output: output.to_string(),
+            key: key.to_string(),
+            value: value.expose().into(),
+        });
+        let file = File { format: FORMAT, secrets: secrets.into_values().collect(), kept: kept.collect() };
         // Counted first, so that the text is written into one buffer that is overwritten in the end.
         let mut count = Count(0);
         serde_json::to_writer(&mut count, &file).map_err(|_| self.content())?;
@@ -147,6 +166,10 @@ fn recovered(file: File<'_>) -> Option<Recovered> {
             let good = Good { value: SecretValue::new(value.into_owned()), from: request.clone(), wholesale };
             recovered.good.insert(KeyName::parse(name).ok()?, good);
         }
+    }
+    for KeptValue { output, key, value } in file.kept {
+        let place = (OutputName::parse(output).ok()?, KeyName::parse(key).ok()?);
+        recovered.kept.insert(place, SecretValue::new(value.into_owned()));
     }
     Some(recovered)
 }

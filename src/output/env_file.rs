@@ -49,6 +49,12 @@ impl EnvFile {
         Ok(Self { directory, path, name, format, access, in_pod, held: BTreeMap::new(), stamp: None })
     }
 
+    /// Gives it back what it held before a restart, for keys whose newest value it cannot carry. An output is never an
+    /// input, so this comes from the last good snapshot.
+    pub fn remember(&mut self, key: KeyName, name: EnvName, value: SecretValue) {
+        self.held.insert(key, (name, value));
+    }
+
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -61,7 +67,7 @@ impl EnvFile {
     /// If it cannot be written; the old file is then still there.
     pub fn apply(&mut self, desired: Vec<Desired>) -> Result<Written, OutputError> {
         self.directory.refresh()?;
-        let mut unrepresentable = Vec::new();
+        let (mut unrepresentable, mut kept) = (Vec::new(), Vec::new());
         let mut order = Vec::with_capacity(desired.len());
         let mut wanted = BTreeMap::new();
         for Desired { key, name, value } in desired {
@@ -77,7 +83,9 @@ impl EnvFile {
                 Ok(entry) => Some(entry),
                 Err(reason) => {
                     unrepresentable.push((key.clone(), reason));
-                    self.held.get(&key).map(|(name, value)| (name.clone(), value.share()))
+                    let held = self.held.get(&key).map(|(name, value)| (name.clone(), value.share()));
+                    kept.extend(held.as_ref().map(|(_, value)| (key.clone(), value.share())));
+                    held
                 }
             };
             if let Some(entry) = entry {
@@ -103,7 +111,7 @@ impl EnvFile {
             }
         }
         self.held = wanted;
-        Ok(Written { action, keys, unrepresentable })
+        Ok(Written { action, keys, unrepresentable, kept })
     }
 
     fn mode(&self) -> Result<u32, DirectoryError> {

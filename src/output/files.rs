@@ -77,7 +77,7 @@ impl Files {
         let keys = wanted.len();
         self.held = wanted;
         self.written = true;
-        Ok(Written { action, keys, unrepresentable })
+        Ok(Written { action, keys, unrepresentable, kept: Vec::new() })
     }
 
     /// True if every file is there with its content and mode, and no other.

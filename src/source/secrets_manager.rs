@@ -69,6 +69,9 @@ impl SecretsManager {
             return requests.iter().map(|request| (request.clone(), Err(problem.clone()))).collect();
         }
         let batches = self.batch_denied.is_none_or(|at| at.elapsed() >= DENIED_FOR);
+        if batches {
+            self.batch_denied = None;
+        }
         let mut snapshot = self.carry_out(calls(requests, batches)).await;
         // The batch permission is one of its own. Whoever lacks it reads one by one; throttling never leads here.
         let denied =
