@@ -2,6 +2,8 @@
 //! `tests/formats/setup` installs them. What `check` accepts must come back byte for byte; what it refuses must be
 //! something that a reader really loses, so that no value is refused without need.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
 mod readers;
 mod shells;
 mod values;
@@ -61,11 +63,12 @@ fn names_are_refused_to_shells_if_and_only_if_a_value_would_be_lost_or_executed(
 }
 
 #[test]
-fn prompts_execute_what_posix_refuses() {
-    for name in ["PS1", "PROMPT_COMMAND", "PS0"] {
-        assert!(shells::a_prompt_executes(name), "{name}");
-        assert!(env_file::check(Format::Posix, &name_of(name), &SecretValue::new(String::new())).is_err());
+fn an_interactive_shell_executes_later_what_posix_refuses() {
+    for name in ["BASH_ENV", "ENV", "PROMPT_COMMAND", "PS0", "PS1", "PS2"] {
+        assert!(shells::an_interactive_shell_executes(name), "{name}");
+        assert!(env_file::check(Format::Posix, &name_of(name), &SecretValue::new(String::new())).is_err(), "{name}");
     }
+    assert!(!shells::an_interactive_shell_executes("OPENAI_API_KEY"));
 }
 
 #[test]

@@ -34,10 +34,10 @@ impl Shell {
         fs::write(&file, content).unwrap();
         let mut words = self.0.split(' ');
         // The names stand in the script, since a file may assign to `_`, which each command overwrites.
-        let print: String = names.iter().map(|name| format!("printf '%s\\0' \"${name}\"\n")).collect();
+        let print: Vec<_> = names.iter().map(|name| format!("printf '%s\\0' \"${name}\"\n")).collect();
         let output = Command::new(words.next().unwrap())
             .args(words)
-            .args(["-c", &format!("set {}; . ./file.env; {{ set +x; }} 2>&-\n{print}", self.1)])
+            .args(["-c", &format!("set {}; . ./file.env; {{ set +x; }} 2>&-\n{}", self.1, print.concat())])
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .current_dir(&directory)
@@ -61,23 +61,26 @@ pub(crate) fn variables_of_bash() -> Vec<String> {
     names
 }
 
-/// Whether an interactive bash that reads a value of this name executes it.
-pub(crate) fn a_prompt_executes(name: &str) -> bool {
+/// Whether an interactive bash that read a value of this name executes it: at a prompt, or in a shell that it
+/// starts.
+pub(crate) fn an_interactive_shell_executes(name: &str) -> bool {
+    const INPUT: &str = "set -a\n. ./file.env\n:\nif :\nthen :\nfi\nbash -c :\nsh -i -c :\n";
     let directory = TempDir::new().unwrap();
     let value = if name == "PROMPT_COMMAND" { ">canary" } else { "$(>canary)" };
     fs::write(directory.path().join("file.env"), format!("{name}='{value}'\n")).unwrap();
     let mut bash = Command::new("bash")
         .args(["--norc", "--noprofile", "--noediting", "-i"])
         .env_clear()
+        .env("PATH", "/usr/bin:/bin")
         .current_dir(&directory)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    bash.stdin.take().unwrap().write_all(b". ./file.env\n:\n").unwrap();
+    bash.stdin.take().unwrap().write_all(INPUT.as_bytes()).unwrap();
     bash.wait().unwrap();
-    something_appeared(directory.path())
+    directory.path().join("canary").exists()
 }
 
 fn something_appeared(directory: &Path) -> bool {

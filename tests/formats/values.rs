@@ -126,7 +126,7 @@ pub(crate) fn batches(count: usize) -> Vec<Vec<String>> {
     let fixed = FIXED.map(str::to_owned).to_vec();
     let special = of_special_characters();
     let characters = (0..=0x2fff).filter_map(char::from_u32).map(|c| c.to_string());
-    let characters: Vec<_> = characters.collect::<Vec<_>>().chunks(64).map(|chunk| chunk.concat()).collect();
+    let characters: Vec<_> = characters.collect::<Vec<_>>().chunks(64).map(<[String]>::concat).collect();
     let nul = vec!["\0".to_owned(), "a\0b".to_owned(), "a\0".to_owned()];
     let long =
         ["x", "'", "x\n", "it's \\ ", "$(>canary) ", "é"].map(|piece| piece.repeat(65_536 / piece.len())).to_vec();
