@@ -139,7 +139,7 @@ impl EnvName {
     /// True for a name that changes how programs run: exported only where an entry of `keys` says `allow_reserved`.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
-        const EXACT: [&str; 38] = [
+        const EXACT: [&str; 55] = [
             "PATH",
             "IFS",
             "ENV",
@@ -178,6 +178,23 @@ impl EnvName {
             "HOSTNAME",
             "ZDOTDIR",
             "PHPRC",
+            "PS0",
+            "RANDOM",
+            "SRANDOM",
+            "OPTIND",
+            "SECONDS",
+            "HISTCMD",
+            "HISTSIZE",
+            "COLUMNS",
+            "LINES",
+            "SHLVL",
+            "TMOUT",
+            "MAILCHECK",
+            "MAILPATH",
+            "BASHPID",
+            "LINENO",
+            "GID",
+            "EGID",
         ];
         const PREFIX: [&str; 13] = [
             "LD_",
