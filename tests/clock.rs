@@ -11,11 +11,12 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     fs,
+    future::Future,
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -80,8 +81,6 @@ struct Running<'a> {
     stop: CancellationToken,
     /// From now to the next refresh, rounded up to a second.
     due: Duration,
-    // Dropping it ends the parked task.
-    _parked: mpsc::Sender<()>,
 }
 
 // === impl Scene ===
@@ -181,8 +180,6 @@ impl Scene {
 
     /// Builds a daemon, starts it, and waits for the end of its first refresh.
     async fn run(&self, config: Config, random: u64) -> Running<'_> {
-        let (parked, park) = mpsc::channel::<()>();
-        drop(tokio::task::spawn_blocking(move || drop(park.recv())));
         let world = World {
             now: || time(OURS.get()),
             in_pod: false,
@@ -196,7 +193,7 @@ impl Scene {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(daemon.run(stop.clone().cancelled_owned()));
-        let mut running = Running { scene: self, health, port, tasks, stop, due: Duration::ZERO, _parked: parked };
+        let mut running = Running { scene: self, health, port, tasks, stop, due: Duration::ZERO };
         running.until_refreshed(1).await;
         running
     }
@@ -247,6 +244,10 @@ impl Running<'_> {
             thread::sleep(Duration::from_micros(20));
         };
         assert_eq!(refresh.count, count, "one refresh at a time");
+        // Every other worker that was due has its turn too.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(self.health.live(), Verdict::Yes);
         let next: jiff::Timestamp = refresh.next.unwrap().parse().unwrap();
         let next_ms = u64::try_from(next.as_millisecond()).unwrap() + 1000;
@@ -296,12 +297,25 @@ fn request(secret: &str) -> Request {
     Request { secret: SecretId::parse(secret).unwrap(), stage: None }
 }
 
-fn beside_others() -> RwLockReadGuard<'static, ()> {
-    PROCESS.read().unwrap_or_else(PoisonError::into_inner)
+/// Runs a test on a paused clock, beside others.
+fn paused(test: impl Future<Output = ()>) {
+    let _others = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
+    block_on(test);
 }
 
-fn alone() -> RwLockWriteGuard<'static, ()> {
-    PROCESS.write().unwrap_or_else(PoisonError::into_inner)
+/// The same with nobody else in this process.
+fn paused_alone(test: impl Future<Output = ()>) {
+    let _nobody = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+    block_on(test);
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let (parked, park) = mpsc::channel::<()>();
+    drop(runtime.spawn_blocking(move || park.recv()));
+    runtime.block_on(test);
+    // Now the parked task ends, and the runtime can.
+    drop(parked);
 }
 
 /// The times at which AWS was asked, each once, in milliseconds.
@@ -324,137 +338,143 @@ fn resident_kib() -> i64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_day_of_refreshes_is_one_call_each_and_nothing_else() {
-    let _guard = beside_others();
-    let scene = Scene::primary();
-    let mut running = scene.run(scene.config(), 1).await;
-    running.steps_for(DAY).await;
-    let refreshes = running.refreshes();
-    assert!((280..=296).contains(&refreshes), "288 or so, give or take the jitter: {refreshes}");
-    let requests = scene.aws.requests();
-    assert_eq!(u64::try_from(requests.len()).unwrap(), refreshes);
-    assert!(requests.iter().all(|request| request.action == GET && request.outcome == "200"));
-    assert_eq!(running.states(), ["fresh"]);
-    running.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn pods_that_start_together_do_not_stay_together() {
-    let _guard = beside_others();
-    let mut seconds = Vec::new();
-    for seed in 0..16 {
+#[test]
+fn a_day_of_refreshes_is_one_call_each_and_nothing_else() {
+    paused(async {
         let scene = Scene::primary();
-        let mut running = scene.run(scene.config(), seed).await;
-        running.step().await;
-        running.step().await;
-        running.step().await;
+        let mut running = scene.run(scene.config(), 1).await;
+        running.steps_for(DAY).await;
+        let refreshes = running.refreshes();
+        assert!((280..=296).contains(&refreshes), "288 or so, give or take the jitter: {refreshes}");
+        let requests = scene.aws.requests();
+        assert_eq!(u64::try_from(requests.len()).unwrap(), refreshes);
+        assert!(requests.iter().all(|request| request.action == GET && request.outcome == "200"));
+        assert_eq!(running.states(), ["fresh"]);
         running.end().await;
-        let pauses = pauses(&scene.aws);
-        let (second, later) = pauses.split_first().unwrap();
-        assert!(*second <= INTERVAL + Duration::from_secs(1), "{second:?}");
-        for pause in later {
-            assert!(*pause >= INTERVAL.mul_f64(0.9) && *pause <= INTERVAL.mul_f64(1.1), "{pause:?}");
+    });
+}
+
+#[test]
+fn pods_that_start_together_do_not_stay_together() {
+    paused(async {
+        let mut seconds = Vec::new();
+        for seed in 0..16 {
+            let scene = Scene::primary();
+            let mut running = scene.run(scene.config(), seed).await;
+            running.step().await;
+            running.step().await;
+            running.step().await;
+            running.end().await;
+            let pauses = pauses(&scene.aws);
+            let (second, later) = pauses.split_first().unwrap();
+            assert!(*second <= INTERVAL + Duration::from_secs(1), "{second:?}");
+            for pause in later {
+                assert!(*pause >= INTERVAL.mul_f64(0.9) && *pause <= INTERVAL.mul_f64(1.1), "{pause:?}");
+            }
+            seconds.push(*second);
         }
-        seconds.push(*second);
-    }
-    seconds.sort_unstable();
-    let widest = seconds.iter().zip(seconds.iter().skip(1)).map(|(a, b)| *b - *a).max().unwrap();
-    assert!(*seconds.first().unwrap() < INTERVAL / 4 && *seconds.last().unwrap() > INTERVAL * 3 / 4, "{seconds:?}");
-    assert!(widest < INTERVAL / 2, "spread over the whole interval: {seconds:?}");
+        seconds.sort_unstable();
+        let widest = seconds.iter().zip(seconds.iter().skip(1)).map(|(a, b)| *b - *a).max().unwrap();
+        assert!(*seconds.first().unwrap() < INTERVAL / 4 && *seconds.last().unwrap() > INTERVAL * 3 / 4, "{seconds:?}");
+        assert!(widest < INTERVAL / 2, "spread over the whole interval: {seconds:?}");
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_throttled_minute_is_met_with_growing_pauses_and_no_more_calls_than_a_refresh() {
+#[test]
+fn a_throttled_minute_is_met_with_growing_pauses_and_no_more_calls_than_a_refresh() {
     const KEYS: usize = 100;
-    let _guard = beside_others();
-    let scene = Scene::separate(KEYS);
-    let mut running = scene.run(scene.config_of_separate(KEYS), 2).await;
-    assert_eq!((scene.aws.count(BATCH), scene.aws.count(GET)), (5, 0), "100 secrets, 20 a call");
-    let content = scene.content();
-    scene.aws.fault(Fault::any());
-    scene.aws.clear_requests();
-    running.step().await;
-    running.steps_for(Duration::from_mins(1)).await;
-    assert_eq!(running.states(), ["stale (throttled)"]);
-    assert_eq!(scene.content(), content);
-    assert_eq!(running.health.ready(), Verdict::Yes);
-    let attempts = asked_at(&scene.aws).len();
-    assert!((5..=8).contains(&attempts), "{attempts}");
-    assert_eq!(scene.aws.count(BATCH), attempts * 5, "each attempt is one refresh");
-    assert_eq!(scene.aws.count(GET), 0, "throttling never leads to more calls");
-    for (attempt, pause) in pauses(&scene.aws).into_iter().enumerate() {
-        let most = Duration::from_secs(1 << attempt).min(Duration::from_mins(1));
-        // Rounded up where the clock is moved, and down where it is read.
-        let (least, most) = (most / 2 - Duration::from_millis(500), most + Duration::from_secs(1));
-        assert!(pause >= least && pause <= most, "pause {attempt}: {pause:?}");
-    }
-    scene.aws.clear_faults();
-    running.step().await;
-    assert_eq!(running.states(), ["fresh"], "recovery needs nothing but the next attempt");
-    let due = running.due;
-    assert!(due > Duration::from_mins(1), "and then there are no more retries: {due:?}");
-    running.end().await;
+    paused(async {
+        let scene = Scene::separate(KEYS);
+        let mut running = scene.run(scene.config_of_separate(KEYS), 2).await;
+        assert_eq!((scene.aws.count(BATCH), scene.aws.count(GET)), (5, 0), "100 secrets, 20 a call");
+        let content = scene.content();
+        scene.aws.fault(Fault::any());
+        scene.aws.clear_requests();
+        running.step().await;
+        running.steps_for(Duration::from_mins(1)).await;
+        assert_eq!(running.states(), ["stale (throttled)"]);
+        assert_eq!(scene.content(), content);
+        assert_eq!(running.health.ready(), Verdict::Yes);
+        let attempts = asked_at(&scene.aws).len();
+        assert!((5..=8).contains(&attempts), "{attempts}");
+        assert_eq!(scene.aws.count(BATCH), attempts * 5, "each attempt is one refresh");
+        assert_eq!(scene.aws.count(GET), 0, "throttling never leads to more calls");
+        for (attempt, pause) in pauses(&scene.aws).into_iter().enumerate() {
+            let most = Duration::from_secs(1 << attempt).min(Duration::from_mins(1));
+            // Rounded up where the clock is moved, and down where it is read.
+            let (least, most) = (most / 2 - Duration::from_millis(500), most + Duration::from_secs(1));
+            assert!(pause >= least && pause <= most, "pause {attempt}: {pause:?}");
+        }
+        scene.aws.clear_faults();
+        running.step().await;
+        assert_eq!(running.states(), ["fresh"], "recovery needs nothing but the next attempt");
+        let due = running.due;
+        assert!(due > Duration::from_mins(1), "and then there are no more retries: {due:?}");
+        running.end().await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_day_of_throttling_makes_fewer_calls_than_a_call_a_half_minute() {
-    let _guard = beside_others();
-    let scene = Scene::primary();
-    let mut running = scene.run(scene.config(), 3).await;
-    scene.aws.fault(Fault::any());
-    scene.aws.clear_requests();
-    running.steps_for(DAY).await;
-    let calls = scene.aws.count(GET);
-    // Retries are 30 to 60 s apart; full refreshes come between them.
-    assert!((1440..=2500).contains(&calls), "{calls}");
-    assert_eq!(running.states(), ["stale (throttled)"]);
-    scene.aws.clear_faults();
-    running.step().await;
-    assert_eq!(running.states(), ["fresh"]);
-    running.end().await;
+#[test]
+fn a_day_of_throttling_makes_fewer_calls_than_a_call_a_half_minute() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config(), 3).await;
+        scene.aws.fault(Fault::any());
+        scene.aws.clear_requests();
+        running.steps_for(DAY).await;
+        let calls = scene.aws.count(GET);
+        // Retries are 30 to 60 s apart; full refreshes come between them.
+        assert!((1440..=2500).contains(&calls), "{calls}");
+        assert_eq!(running.states(), ["stale (throttled)"]);
+        scene.aws.clear_faults();
+        running.step().await;
+        assert_eq!(running.states(), ["fresh"]);
+        running.end().await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_session_is_used_until_shortly_before_its_end() {
-    let _guard = beside_others();
-    let scene = Scene::primary();
-    let mut running = scene.run(scene.config_of_web_identity(), 4).await;
-    running.steps_for(DAY).await;
-    let (sessions, reads) = (scene.aws.count(ASSUME), scene.aws.count(GET));
-    assert!((24..=30).contains(&sessions), "sessions of one hour in a day: {sessions}");
-    assert_eq!(u64::try_from(reads).unwrap(), running.refreshes());
-    let requests = scene.aws.requests();
-    assert_eq!(requests.len(), sessions + reads);
-    assert!(requests.iter().all(|request| request.outcome == "200"), "no session was used after its end");
-    running.end().await;
+#[test]
+fn a_session_is_used_until_shortly_before_its_end() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config_of_web_identity(), 4).await;
+        running.steps_for(DAY).await;
+        let (sessions, reads) = (scene.aws.count(ASSUME), scene.aws.count(GET));
+        assert!((24..=30).contains(&sessions), "sessions of one hour in a day: {sessions}");
+        assert_eq!(u64::try_from(reads).unwrap(), running.refreshes());
+        let requests = scene.aws.requests();
+        assert_eq!(requests.len(), sessions + reads);
+        assert!(requests.iter().all(|request| request.outcome == "200"), "no session was used after its end");
+        running.end().await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_denied_batch_call_is_remembered_for_a_day() {
+#[test]
+fn a_denied_batch_call_is_remembered_for_a_day() {
     const KEYS: usize = 7;
-    let _guard = beside_others();
-    let scene = Scene::separate(KEYS);
-    let user = User::default().access_key_id;
-    scene.aws.allow(&user, &[Statement::new(["secretsmanager:GetSecretValue"], ["*"])]);
-    let mut config = scene.config_of_separate(KEYS);
-    config.refresh.interval = HOUR;
-    let mut running = scene.run(config, 5).await;
-    let count = |action| scene.aws.count(action);
-    assert_eq!((count(BATCH), count(GET)), (1, KEYS), "the same refresh reads one by one");
-    running.steps_for(DAY - Duration::from_secs(1)).await;
-    assert_eq!(count(BATCH), 1, "remembered for a day");
-    let refreshes = usize::try_from(running.refreshes()).unwrap();
-    assert_eq!(count(GET), refreshes * KEYS);
-    running.step().await;
-    assert_eq!((count(BATCH), count(GET)), (2, (refreshes + 1) * KEYS), "then tried again, and still denied");
-    scene.aws.allow(&user, &[Statement::everything()]);
-    running.steps_for(DAY + HOUR + HOUR).await;
-    scene.aws.clear_requests();
-    running.step().await;
-    assert_eq!((count(BATCH), count(GET)), (1, 0), "allowed since: one call");
-    assert_eq!(running.states(), ["fresh"]);
-    running.end().await;
+    paused(async {
+        let scene = Scene::separate(KEYS);
+        let user = User::default().access_key_id;
+        scene.aws.allow(&user, &[Statement::new(["secretsmanager:GetSecretValue"], ["*"])]);
+        let mut config = scene.config_of_separate(KEYS);
+        config.refresh.interval = HOUR;
+        let mut running = scene.run(config, 5).await;
+        let count = |action| scene.aws.count(action);
+        assert_eq!((count(BATCH), count(GET)), (1, KEYS), "the same refresh reads one by one");
+        running.steps_for(DAY - Duration::from_secs(1)).await;
+        assert_eq!(count(BATCH), 1, "remembered for a day");
+        let refreshes = usize::try_from(running.refreshes()).unwrap();
+        assert_eq!(count(GET), refreshes * KEYS);
+        running.step().await;
+        assert_eq!((count(BATCH), count(GET)), (2, (refreshes + 1) * KEYS), "then tried again, and still denied");
+        scene.aws.allow(&user, &[Statement::everything()]);
+        running.steps_for(DAY + HOUR + HOUR).await;
+        scene.aws.clear_requests();
+        running.step().await;
+        assert_eq!((count(BATCH), count(GET)), (1, 0), "allowed since: one call");
+        assert_eq!(running.states(), ["fresh"]);
+        running.end().await;
+    });
 }
 
 /// The wall clock of the machine jumps, and that of AWS does not.
@@ -474,74 +494,77 @@ async fn jump(running: &mut Running<'_>, to: u64) {
     panic!("no recovery: {:?}", running.health.status().keys);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_clock_that_jumps_is_corrected_by_that_of_aws() {
-    let _guard = beside_others();
-    let scene = Scene::primary();
-    let mut running = scene.run(scene.config(), 6).await;
-    let hour = u64::try_from(HOUR.as_millis()).unwrap();
-    for _ in 0..2 {
-        jump(&mut running, OURS.get() + hour).await;
-        running.steps_for(HOUR).await;
-        assert_eq!(running.states(), ["fresh"]);
-        jump(&mut running, OURS.get() - hour).await;
-        running.steps_for(HOUR).await;
-        assert_eq!(running.states(), ["fresh"]);
-    }
-    assert!(running.metric("keytide_aws_requests_total", "outcome=\"clock\"").await <= 8.0, "one failed call a jump");
-    running.end().await;
+#[test]
+fn a_clock_that_jumps_is_corrected_by_that_of_aws() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config(), 6).await;
+        let hour = u64::try_from(HOUR.as_millis()).unwrap();
+        for _ in 0..2 {
+            jump(&mut running, OURS.get() + hour).await;
+            running.steps_for(HOUR).await;
+            assert_eq!(running.states(), ["fresh"]);
+            jump(&mut running, OURS.get() - hour).await;
+            running.steps_for(HOUR).await;
+            assert_eq!(running.states(), ["fresh"]);
+        }
+        assert!(
+            running.metric("keytide_aws_requests_total", "outcome=\"clock\"").await <= 8.0,
+            "one failed call a jump"
+        );
+        running.end().await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn sessions_survive_a_clock_that_jumps() {
-    let _guard = beside_others();
-    let scene = Scene::primary();
-    let mut running = scene.run(scene.config_of_web_identity(), 7).await;
-    let hours = 2 * u64::try_from(HOUR.as_millis()).unwrap();
-    jump(&mut running, OURS.get() + hours).await;
-    running.steps_for(4 * HOUR).await;
-    assert_eq!(running.states(), ["fresh"]);
-    jump(&mut running, OURS.get() - hours).await;
-    running.steps_for(4 * HOUR).await;
-    assert_eq!(running.states(), ["fresh"]);
-    let sessions = scene.aws.count(ASSUME);
-    assert!(sessions <= 16, "{sessions}");
-    running.end().await;
+#[test]
+fn sessions_survive_a_clock_that_jumps() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config_of_web_identity(), 7).await;
+        let hours = 2 * u64::try_from(HOUR.as_millis()).unwrap();
+        jump(&mut running, OURS.get() + hours).await;
+        running.steps_for(4 * HOUR).await;
+        assert_eq!(running.states(), ["fresh"]);
+        jump(&mut running, OURS.get() - hours).await;
+        running.steps_for(4 * HOUR).await;
+        assert_eq!(running.states(), ["fresh"]);
+        let sessions = scene.aws.count(ASSUME);
+        assert!(sessions <= 16, "{sessions}");
+        running.end().await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_endpoint_that_never_answers_costs_one_time_limit_a_refresh() {
-    let _guard = beside_others();
-    let scene = Scene::primary();
-    let mut running = scene.run(scene.config(), 8).await;
-    scene.aws.fault(Fault::on(GET).times(1).kind(FaultKind::Hang));
-    scene.aws.clear_requests();
-    let before = running.refreshes();
-    running.advance(running.due).await;
-    while scene.aws.count(GET) == 0 {
-        tokio::task::yield_now().await;
-    }
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(running.refreshes(), before, "it waits");
-    running.advance(Duration::from_secs(10)).await;
-    running.until_refreshed(before + 1).await;
-    assert_eq!(running.states(), ["stale (unavailable)"]);
-    running.step().await;
-    assert_eq!(running.states(), ["fresh"]);
-    assert_eq!(scene.aws.count(GET), 2);
-    running.end().await;
+#[test]
+fn an_endpoint_that_never_answers_costs_one_time_limit_a_refresh() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config(), 8).await;
+        scene.aws.fault(Fault::on(GET).times(1).kind(FaultKind::Hang));
+        scene.aws.clear_requests();
+        let before = running.refreshes();
+        running.advance(running.due).await;
+        while scene.aws.count(GET) == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(running.refreshes(), before, "it waits");
+        running.advance(Duration::from_secs(10)).await;
+        running.until_refreshed(before + 1).await;
+        assert_eq!(running.states(), ["stale (unavailable)"]);
+        running.step().await;
+        assert_eq!(running.states(), ["fresh"]);
+        assert_eq!(scene.aws.count(GET), 2);
+        running.end().await;
+    });
 }
 
 #[test]
 fn ten_thousand_refreshes_leave_no_trace() {
     const WARM: u64 = 2000;
     const MANY: u64 = 10_000;
-    let _guard = alone();
-    // A runtime of its own, so that the lock is not held over an await.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    paused_alone(async {
         let scene = Scene::primary();
         let mut running = scene.run(scene.config(), 9).await;
         let inode = fs::metadata(scene.file()).unwrap().ino();

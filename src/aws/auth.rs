@@ -106,6 +106,9 @@ impl Auth {
                 let config = config.build();
                 Way::WebIdentity { role_arn, session_name, token_file, sts: aws_sdk_sts::Client::from_conf(config) }
             }
+            nobody @ (config::Credentials::Missing | config::Credentials::Unsupported { .. }) => {
+                return Err(identity(nobody.missing().unwrap_or_default()));
+            }
         };
         Ok(Arc::new(Self { way, connection, metrics, cache: Mutex::default() }))
     }

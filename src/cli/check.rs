@@ -13,16 +13,19 @@ use crate::{
 /// Loads the configuration as `run` does, and says what it means.
 pub(super) fn check(sources: &Sources, shared_with_litellm: bool, replicas: u32) -> Exit {
     let environment = Environment::of_process();
-    let config = match config::load(sources, &environment) {
-        Ok(config) => config,
+    let loaded = config::load(sources, &environment).and_then(|config| {
+        let shared = if shared_with_litellm { config::shared_with_litellm(sources, &environment)? } else { Vec::new() };
+        Ok((config, shared))
+    });
+    let (config, shared) = match loaded {
+        Ok(loaded) => loaded,
         Err(errors) => {
             complain(&format!("the configuration is not valid:\n{errors}"));
             return Exit::Usage;
         }
     };
     let mut lines = Vec::new();
-    let notices = if shared_with_litellm { config::shared_with_litellm(sources) } else { Vec::new() };
-    for notice in config.notices.iter().chain(&notices) {
+    for notice in config.notices.iter().chain(&shared) {
         lines.push(format!("note: {notice}"));
     }
     let Config { aws, keys, wholesale, refresh, outputs, .. } = config;

@@ -3,9 +3,9 @@
 use std::{
     fs,
     io::Write as _,
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     os::unix::{
-        fs::{PermissionsExt as _, chown},
+        fs::{MetadataExt as _, PermissionsExt as _, chown},
         net::UnixStream,
         process::CommandExt as _,
     },
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keytide_emulator::Emulator;
+use keytide_emulator::{Emulator, Seed};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -49,9 +49,14 @@ pub(crate) struct Answer {
 
 impl Stage {
     pub(crate) fn new() -> Self {
+        Self::with(Seed::default())
+    }
+
+    /// With an AWS that begins with this.
+    pub(crate) fn with(seed: Seed) -> Self {
         let directory = TempDir::with_prefix_in("keytide-test-", "/dev/shm").expect("tests need a tmpfs at /dev/shm");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let aws = Emulator::start().unwrap();
+        let aws = Emulator::start_with(seed, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let environment = [
             ("AWS_ENDPOINT_URL", aws.url()),
             ("AWS_REGION", "us-east-1".to_owned()),
@@ -139,6 +144,16 @@ impl Stage {
         self.command(arguments).output().unwrap()
     }
 
+    /// `keytide run --once` with `keytide.yaml`, to its end.
+    pub(crate) fn once(&self) -> Output {
+        self.once_within("20s")
+    }
+
+    pub(crate) fn once_within(&self, timeout: &str) -> Output {
+        let config = self.path("keytide.yaml").display().to_string();
+        self.keytide(&["run", "--config", &config, "--once", "--timeout", timeout])
+    }
+
     /// `keytide run` with `keytide.yaml` in the background.
     pub(crate) fn run(&self) -> Daemon {
         self.run_with(&["run", "--config", &self.path("keytide.yaml").display().to_string()])
@@ -178,9 +193,27 @@ impl Stage {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
+    /// What `env/keys.json` of [`block`] holds.
+    pub(crate) fn values(&self) -> Value {
+        serde_json::from_str(&self.read("env/keys.json")).unwrap_or(Value::Null)
+    }
+
+    /// Waits until `env/keys.json` holds exactly this.
+    pub(crate) fn until_values(&self, values: &Value) {
+        let so = patiently(|| self.values() == *values);
+        assert!(so, "waited for env/keys.json to hold {values}, it holds {}", self.values());
+    }
+
+    /// Which file this is, and when it was written: the same only if nobody wrote.
+    pub(crate) fn stamp(&self, name: &str) -> (u64, i64, i64) {
+        let metadata = fs::metadata(self.path(name)).unwrap();
+        (metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
+    }
+
     /// Waits until the file holds exactly this.
     pub(crate) fn until_file(&self, name: &str, content: &str) {
-        until(&format!("{name} to hold {content:?}, it holds {:?}", self.read(name)), || self.read(name) == content);
+        let so = patiently(|| self.read(name) == content);
+        assert!(so, "waited for {name} to hold {content:?}, it holds {:?}", self.read(name));
     }
 
     fn own(&self, path: &Path) {
@@ -215,7 +248,8 @@ impl Daemon {
 
     /// Waits until the log contains this.
     pub(crate) fn until_log(&self, text: &str) {
-        until(&format!("{text:?} in the log:\n{}", self.log()), || self.log().contains(text));
+        let so = patiently(|| self.log().contains(text));
+        assert!(so, "waited for {text:?} in the log:\n{}", self.log());
     }
 
     /// Where the port listens.
@@ -245,7 +279,16 @@ impl Daemon {
 
     /// Waits until `/readyz` says yes.
     pub(crate) fn until_ready(&self) {
-        until(&format!("readiness; the log:\n{}", self.log()), || self.get("/readyz").status == 200);
+        let so = patiently(|| self.get("/readyz").status == 200);
+        assert!(so, "waited for readiness; the log:\n{}", self.log());
+    }
+
+    /// Asks for a refresh by SIGHUP, which has no pause, and waits for the end of one.
+    pub(crate) fn hang_up(&self) {
+        let refreshes = || self.metric("keytide_refreshes_total", &[]);
+        let before = refreshes();
+        self.signal(rustix::process::Signal::HUP);
+        until("a refresh after SIGHUP", || refreshes() > before);
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
@@ -291,12 +334,28 @@ pub(crate) fn ask_socket(path: &Path, method: &str, target: &str) -> Answer {
 }
 
 /// Waits until it is so; `what` says what was waited for.
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(patiently(condition), "waited for {what}");
+}
+
+/// Waits until it is so; false if it never was.
+fn patiently(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited for {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         thread::sleep(Duration::from_millis(20));
     }
+    true
+}
+
+/// keytide's block with one output, `env/keys.json`. An interval of `700h` leaves the time of each refresh to the test.
+pub(crate) fn block(refresh: &str, rest: &str) -> String {
+    format!(
+        "aws: {{region: us-east-1}}\nrefresh: {{{refresh}}}\noutputs:\n  - env_file: {{path: \"{{dir}}/env/keys.json\", \
+         format: json}}\n{rest}"
+    )
 }
 
 pub(crate) fn is_root() -> bool {
