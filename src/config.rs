@@ -3,13 +3,38 @@
 //! [`load`] reads one or two YAML files, checks every field and every rule that spans fields, and returns a [`Config`]
 //! whose types keep what was proved. Building clients and sockets from it is the daemon's part.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::Read,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
 
 use crate::domain::{
-    mapping::{Format, Key, Selection, Wholesale},
-    names::OutputName,
+    mapping::{Format, Key, Origin, Request, Selection, Wholesale},
+    names::{EnvName, FileName, KeyName, OutputName, SecretId},
     value::SecretValue,
 };
+
+mod credentials;
+mod fields;
+mod file;
+mod findings;
+mod litellm;
+mod yaml;
+
+pub use findings::{ConfigError, ConfigErrors, Place};
+pub use yaml::Position;
+
+use file::{Document, EntryOrigin, Ours};
+use findings::{Findings, Given, Reader};
+use litellm::Theirs;
 
 /// Everything that `keytide run` does, as the files and the environment ask for it.
 #[derive(Debug)]
@@ -78,6 +103,13 @@ pub enum Credentials {
         session_name: String,
         /// The file of the token (`AWS_WEB_IDENTITY_TOKEN_FILE`).
         token_file: PathBuf,
+    },
+    /// Nothing says who keytide is. `check` goes on, so that a file can be checked anywhere; `run` refuses.
+    Missing,
+    /// What the settings ask for is not in this version. `run` refuses.
+    Unsupported {
+        /// What it is, without values.
+        reason: String,
     },
 }
 
@@ -170,6 +202,425 @@ pub struct Sources {
     pub litellm_config: Option<PathBuf>,
 }
 
-/// The process environment, read once.
-#[derive(Debug, Clone, Default)]
+/// The process environment, read once. Its `Debug` shows no value.
+#[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
+
+/// A file that is longer is refused before it is parsed.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Where the first env file is by default; the state of a configuration without outputs is beside it.
+const DEFAULT_ENV_FILE: &str = "/run/keytide/env/keys.env";
+
+/// What the content of the files is known by: two that are equal are of the same content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint(Vec<[u8; 32]>);
+
+/// Reads and checks the configuration, as `run` and `check` do.
+///
+/// # Errors
+/// Everything that is wrong with it, as far as one reading can see.
+pub fn load(sources: &Sources, environment: &Environment) -> Result<Config, ConfigErrors> {
+    let mut findings = Findings::new(environment);
+    let (ours, theirs) = read_blocks(sources, &mut findings);
+    if findings.errors.iter().any(|error| error.place.path.is_empty()) {
+        // A file that could not be read would only draw errors that are none.
+        return Err(ConfigErrors(findings.errors));
+    }
+    let config = assemble(sources, ours, theirs.unwrap_or_default(), &mut findings);
+    match config {
+        Some(config) if findings.errors.is_empty() => Ok(Config { notices: findings.notices, ..config }),
+        _ => Err(ConfigErrors(findings.errors)),
+    }
+}
+
+/// The identity of the content of the configuration's files, by which a change is seen. Reads through symbolic links, so
+/// that it sees the swap of a ConfigMap.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn fingerprint(sources: &Sources) -> Result<Fingerprint, ConfigErrors> {
+    let mut digests = Vec::new();
+    let mut errors = Vec::new();
+    for path in sources.files() {
+        match read_file(path) {
+            Ok(bytes) => digests.push(Sha256::digest(&bytes).into()),
+            Err(message) => errors.push(ConfigError { place: Place::file(path), message }),
+        }
+    }
+    if errors.is_empty() { Ok(Fingerprint(digests)) } else { Err(ConfigErrors(errors)) }
+}
+
+/// The JSON Schema of both blocks.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(file::Schema).to_value()
+}
+
+/// What `check --shared-with-litellm` says: a LiteLLM that reads the same file and sees `aws_secret_manager` calls AWS
+/// itself.
+///
+/// # Errors
+/// If a file cannot be read, as [`load`].
+pub fn shared_with_litellm(sources: &Sources, environment: &Environment) -> Result<Vec<String>, ConfigErrors> {
+    let mut findings = Findings::new(environment);
+    let (_, theirs) = read_blocks(sources, &mut findings);
+    if !findings.errors.is_empty() {
+        return Err(ConfigErrors(findings.errors));
+    }
+    let place = theirs.and_then(|theirs| theirs.calls_aws);
+    let message = "LiteLLM calls AWS itself where it reads this file: say custom (LiteLLM reads through keytide's \
+                   plug-in), or leave the setting out and give LiteLLM its keys as environment variables";
+    Ok(place.map(|place| format!("{place}: {message}")).into_iter().collect())
+}
+
+fn read_blocks(sources: &Sources, findings: &mut Findings<'_>) -> (Option<Given<Ours>>, Option<Theirs>) {
+    let mut keytide = None;
+    let mut general = None;
+    for path in sources.files() {
+        let document = match read_document(path) {
+            Ok(document) => document,
+            Err(error) => {
+                findings.errors.push(error);
+                continue;
+            }
+        };
+        let reader = Reader::new(path, findings);
+        let ours = document.keytide.map(|block| {
+            let place = reader.place(block.at, "keytide");
+            Given { value: (path, block.value.unwrap_or_default()), place }
+        });
+        let theirs = document.general_settings.map(|block| {
+            let place = reader.place(block.at, "general_settings");
+            Given { value: (path, block.value), place }
+        });
+        keytide = findings.either(keytide, ours);
+        general = findings.either(general, theirs);
+    }
+    let ours = keytide.map(|Given { value: (path, block), place }| Given {
+        value: block.check(&mut Reader::new(path, findings)),
+        place,
+    });
+    let theirs =
+        general.and_then(|Given { value: (path, general), .. }| general.check(&mut Reader::new(path, findings)));
+    (ours, theirs)
+}
+
+fn read_document(path: &Path) -> Result<Document, ConfigError> {
+    let fail = |message: String| ConfigError { place: Place::file(path), message };
+    let bytes = read_file(path).map_err(fail)?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+        let line = valid.iter().filter(|&&byte| byte == b'\n').count();
+        let column = String::from_utf8_lossy(valid.rsplit(|&byte| byte == b'\n').next().unwrap_or_default());
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX).saturating_add(1);
+        let position = Position { line: count(line), column: count(column.chars().count()) };
+        ConfigError { place: Place { position: Some(position), ..Place::file(path) }, message: "not UTF-8".to_owned() }
+    })?;
+    yaml::parse(text).map_err(|problem| ConfigError { place: Place::of(path, &problem), message: problem.message })
+}
+
+/// The content of a file of the configuration, which only root and keytide may be able to write: who writes it reads all
+/// that the role can read.
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let kind = |error: std::io::Error| format!("cannot be read: {}", error.kind());
+    // Not opened before it is known to be a file: the opening of a pipe waits for a writer.
+    if !std::fs::metadata(path).map_err(kind)?.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let file = File::open(path).map_err(kind)?;
+    let metadata = file.metadata().map_err(kind)?;
+    if !metadata.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != 0 && owner != own {
+        return Err(format!("belongs to user {owner}: it must belong to root or to user {own} (chown {own} FILE)"));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err("others than its owner can write it (chmod go-w FILE)".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(kind)?;
+    if bytes.len() > usize::try_from(MAX_BYTES).unwrap_or(usize::MAX) {
+        return Err("larger than 1 MiB".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// The rules that span fields.
+fn assemble(
+    sources: &Sources,
+    ours: Option<Given<Ours>>,
+    theirs: Theirs,
+    findings: &mut Findings<'_>,
+) -> Option<Config> {
+    let ours = ours.map_or_else(|| Ours::defaults(findings), |given| given.value);
+    let aws = credentials::choose(&sources.config, &ours, &theirs, findings);
+    let Ours { primary, keys, refresh, outputs, state, http, admin, .. } = ours;
+    let wholesale = check_wholesale(primary.clone(), theirs.wholesale.clone(), findings);
+    let keys =
+        check_keys(keys, theirs.keys, primary.as_ref(), theirs.primary.as_ref(), !wholesale.is_empty(), findings);
+    check_renamed(&keys, &wholesale, findings);
+    if keys.is_empty() && wholesale.is_empty() && !theirs.store_virtual_keys && findings.errors.is_empty() {
+        let message = "nothing to do: give keys to read (keytide.keys, keytide.primary_secret, or hosted_keys in \
+                       LiteLLM's block)";
+        findings.error(&Place::file(&sources.config), message);
+    }
+    let reads = !keys.is_empty() || !wholesale.is_empty();
+    let outputs = if outputs.is_empty() && reads { vec![default_output(&sources.config)] } else { outputs };
+    for output in &outputs {
+        check_output(output, &keys, !wholesale.is_empty(), findings);
+    }
+    let state = state.unwrap_or_else(|| default_state(&outputs, &sources.config));
+    check_paths(&outputs, &state, admin.as_deref(), findings);
+    Some(Config {
+        aws: aws?,
+        keys: keys.into_iter().map(|key| key.value).collect(),
+        wholesale: wholesale.into_iter().map(|wholesale| wholesale.value).collect(),
+        refresh,
+        outputs: outputs.into_iter().map(|output| output.value).collect(),
+        state: state.value,
+        http,
+        admin,
+        store_virtual_keys: theirs.store_virtual_keys,
+        notices: Vec::new(),
+    })
+}
+
+fn check_wholesale(
+    ours: Option<Given<Wholesale>>,
+    theirs: Option<Given<Wholesale>>,
+    findings: &mut Findings<'_>,
+) -> Vec<Given<Wholesale>> {
+    if let (Some(ours), Some(theirs)) = (&ours, &theirs)
+        && ours.value.request == theirs.value.request
+    {
+        let message = format!("this secret is given twice; the other is at {}", theirs.place.line());
+        findings.error(&ours.place, message);
+    }
+    theirs.into_iter().chain(ours).collect()
+}
+
+/// The union of both lists, LiteLLM's first.
+fn check_keys(
+    ours: Vec<Given<file::Entry>>,
+    theirs: Vec<Given<Key>>,
+    our_primary: Option<&Given<Wholesale>>,
+    their_primary: Option<&Given<SecretId>>,
+    wholesale: bool,
+    findings: &mut Findings<'_>,
+) -> Vec<Given<Key>> {
+    let mut keys = theirs;
+    for Given { value: entry, place } in ours {
+        let file::Entry { name, origin, export, allow_reserved } = entry;
+        let origin = match origin {
+            EntryOrigin::Secret(request) => Origin::Secret(request),
+            EntryOrigin::Member(request, member) => Origin::Member(request, member),
+            EntryOrigin::Template(template) => Origin::Template(template),
+            EntryOrigin::PrimaryMember(stage, member) => {
+                let secret = match (our_primary, their_primary) {
+                    (Some(ours), None) => ours.value.request.secret.clone(),
+                    (None, Some(theirs)) => theirs.value.clone(),
+                    (Some(ours), Some(theirs)) if ours.value.request.secret == theirs.value => theirs.value.clone(),
+                    (None, None) => {
+                        findings.error(&place, "member without secret: there is no primary secret");
+                        continue;
+                    }
+                    (Some(ours), Some(theirs)) => {
+                        let message = format!(
+                            "member without secret: there are two primary secrets, at {} and {}; say which in secret",
+                            ours.place.line(),
+                            theirs.place.line()
+                        );
+                        findings.error(&place, message);
+                        continue;
+                    }
+                };
+                Origin::Member(Request { secret, stage }, member)
+            }
+        };
+        if let Some(twin) = keys.iter().find(|key| key.value.name == name) {
+            let message =
+                format!("this name is given twice; the other is {} at {}", twin.place.path, twin.place.line());
+            findings.error(&place, message);
+        }
+        keys.push(Given { value: Key { name, origin, export, allow_reserved }, place });
+    }
+    for key in &keys {
+        let Origin::Template(template) = &key.value.origin else { continue };
+        for name in template.keys() {
+            match keys.iter().find(|key| key.value.name == *name).map(|key| &key.value.origin) {
+                Some(Origin::Template(_)) => {
+                    findings.error(&key.place, "a template joins keys that are read, not other templates");
+                }
+                None if !wholesale => findings.error(&key.place, "the template names a key that is not configured"),
+                _ => {}
+            }
+        }
+    }
+    keys
+}
+
+/// A member must not become a key that is also given by name.
+fn check_renamed(keys: &[Given<Key>], wholesale: &[Given<Wholesale>], findings: &mut Findings<'_>) {
+    for secret in wholesale {
+        for name in secret.value.rename.values() {
+            if let Some(twin) = keys.iter().find(|key| key.value.name == *name) {
+                let message = format!("a member is renamed to a key that is also given at {}", twin.place.line());
+                findings.error(&secret.place, message);
+            }
+        }
+    }
+}
+
+/// The keys that an output lists must exist, and end under names that it can carry, each under its own.
+fn check_output(output: &Given<Output>, keys: &[Given<Key>], wholesale: bool, findings: &mut Findings<'_>) {
+    let Given { value: Output { name: output_name, selection, kind }, place } = output;
+    let find = |name: &KeyName| keys.iter().find(|key| key.value.name == *name);
+    let listed = selection.keys.iter().flatten();
+    for name in listed.chain(selection.rename.keys()) {
+        if find(name).is_none() && !wholesale {
+            findings.error(place, format!("the output {output_name} names a key that is not configured: {name}"));
+        }
+    }
+    let mut taken: BTreeMap<&str, &KeyName> = BTreeMap::new();
+    let exported = keys.iter().filter(|key| key.value.export).map(|key| &key.value.name);
+    let names: Vec<&KeyName> = match &selection.keys {
+        Some(listed) => listed.iter().collect(),
+        None => exported.chain(selection.rename.keys().filter(|name| find(name).is_none())).collect(),
+    };
+    for name in names {
+        let written = selection.rename.get(name).map_or(name.as_str(), String::as_str);
+        if let Some(twin) = taken.insert(written, name) {
+            let message = format!("the output {output_name} would write the keys {twin} and {name} under one name");
+            findings.error(place, message);
+        }
+        let key = find(name);
+        let place = key.map_or(place, |key| &key.place);
+        let refuse = |rule: &str| format!("the output {output_name} cannot write the key {name}: {rule}");
+        let error = match kind {
+            OutputKind::Files { .. } => FileName::parse(written).err().map(|rule| refuse(&rule.to_string())),
+            OutputKind::EnvFile { format, .. } => match EnvName::parse(written) {
+                Err(rule) => Some(refuse(&rule.to_string())),
+                Ok(env) if *format == Format::Posix && env.is_shell_read_only() => {
+                    Some(refuse("a shell that reads the file could not set this variable"))
+                }
+                Ok(env) if env.is_reserved() && !key.is_some_and(|key| key.value.allow_reserved) => Some(refuse(
+                    "its name changes how programs run; say allow_reserved: true in keytide.keys, or rename it",
+                )),
+                Ok(_) => None,
+            },
+        };
+        if let Some(error) = error {
+            findings.error(place, error);
+        }
+    }
+}
+
+fn default_output(config: &Path) -> Given<Output> {
+    let access = FileAccess { mode: None, group: None, owner: None, allow_disk: false };
+    let kind = OutputKind::EnvFile { path: DEFAULT_ENV_FILE.into(), format: Format::Dotenv, access };
+    let name = OutputName::parse("env_file").expect("a legal name");
+    let place = Place { path: "keytide.outputs".to_owned(), ..Place::file(config) };
+    Given { value: Output { name, selection: Selection::default(), kind }, place }
+}
+
+/// `.keytide` beside the first env file, else beside the first directory of files.
+fn default_state(outputs: &[Given<Output>], config: &Path) -> Given<State> {
+    let files =
+        outputs.iter().find(|output| matches!(output.value.kind, OutputKind::EnvFile { .. })).or(outputs.first());
+    let (beside, allow_disk) = match files.map(|output| &output.value.kind) {
+        Some(OutputKind::EnvFile { path, access, .. }) => (path.as_path(), access.allow_disk),
+        Some(OutputKind::Files { directory, access }) => (directory.as_path(), access.allow_disk),
+        None => (Path::new(DEFAULT_ENV_FILE), false),
+    };
+    let place = Place { path: "keytide.state".to_owned(), ..Place::file(config) };
+    Given { value: State { directory: beside.with_file_name(".keytide"), allow_disk }, place }
+}
+
+/// No two things are written at one path, nor one inside another.
+fn check_paths(outputs: &[Given<Output>], state: &Given<State>, admin: Option<&Path>, findings: &mut Findings<'_>) {
+    let mut taken: Vec<(&Path, &Place)> = Vec::new();
+    let outputs = outputs.iter().map(|output| match &output.value.kind {
+        OutputKind::EnvFile { path, .. } => (path.as_path(), &output.place),
+        OutputKind::Files { directory, .. } => (directory.as_path(), &output.place),
+    });
+    let admin_place = Place { path: "keytide.admin.socket".to_owned(), ..state.place.clone() };
+    let admin = admin.map(|path| (path, &admin_place));
+    for (path, place) in outputs.chain([(state.value.directory.as_path(), &state.place)]).chain(admin) {
+        if let Some((_, other)) = taken.iter().find(|(other, _)| path.starts_with(other) || other.starts_with(path)) {
+            let message =
+                format!("two things would be written at one path, or one inside another; the other is {}", other.path);
+            findings.error(place, message);
+        }
+        taken.push((path, place));
+    }
+}
+
+// === impl Credentials ===
+
+impl Credentials {
+    /// Why keytide cannot be anybody, where it cannot: `run` refuses with it, if anything is to be read.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        match self {
+            Self::Static { .. } | Self::Profile { .. } | Self::WebIdentity { .. } => None,
+            Self::Missing => Some(
+                "no AWS credentials: AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE are not set. On EKS, the service \
+                 account needs the annotation eks.amazonaws.com/role-arn, and the pod must have been made after it by a \
+                 cluster with the EKS pod identity webhook; or mount a projected token and set both variables. The \
+                 node's role is never used"
+                    .to_owned(),
+            ),
+            Self::Unsupported { reason } => Some(reason.clone()),
+        }
+    }
+}
+
+// === impl Sources ===
+
+impl Sources {
+    /// The files, each once.
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let other = self.litellm_config.iter().filter(|path| **path != self.config);
+        std::iter::once(&self.config).chain(other).map(PathBuf::as_path)
+    }
+}
+
+// === impl Environment ===
+
+impl Environment {
+    /// The environment of this process; variables that are not UTF-8 are left out.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self::from_pairs(
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+        )
+    }
+
+    /// An environment of these variables.
+    pub fn from_pairs<N: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    /// The value of a variable.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// The value of a variable; the empty one counts as not set, as for AWS's tools.
+    fn set(&self, name: &str) -> Option<&str> {
+        self.get(name).filter(|value| !value.is_empty())
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

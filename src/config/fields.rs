@@ -1,0 +1,232 @@
+//! The rules of single fields: what each may hold, and how the message says what was expected.
+
+use std::{borrow::Cow, net::SocketAddr, path::PathBuf, time::Duration};
+
+use schemars::{Schema, json_schema};
+
+use super::{
+    OnMissing,
+    yaml::{Node, Shape},
+};
+use crate::domain::{
+    mapping::{Format, Template},
+    names::{KeyName, Member, OutputName, SecretId, VersionStage},
+};
+
+/// A value that one field of the configuration holds.
+pub(super) trait Field: Sized {
+    /// Reads the field.
+    ///
+    /// # Errors
+    /// What was expected; never what was found.
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>>;
+
+    /// Its JSON Schema.
+    fn schema() -> Schema {
+        json_schema!({"type": "string"})
+    }
+}
+
+/// A field that is text: `$read` makes its value of the text.
+macro_rules! text_field {
+    ($($(#[$doc:meta])* $name:ident($value:ty): $expected:expr, $read:expr;)*) => {$(
+        $(#[$doc])*
+        pub(super) struct $name(pub(super) $value);
+
+        impl Field for $name {
+            fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+                let read: fn(&str) -> Option<$value> = $read;
+                read(text(node, $expected)?).map(Self).ok_or(Cow::Borrowed($expected))
+            }
+        }
+    )*};
+}
+
+text_field! {
+    /// A region of AWS.
+    Region(String): "expected a region such as us-east-1: a-z, 0-9 and -", |text| {
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (!text.is_empty() && text.len() <= 64 && text.chars().all(legal)).then(|| text.to_owned())
+    };
+    /// The name of a profile in AWS's shared files.
+    Profile(String): "expected the name of a profile: 1 to 128 visible characters, without brackets", |text| {
+        let legal = |c: char| !c.is_control() && !matches!(c, '[' | ']');
+        ((1..=128).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
+    };
+    /// An absolute path.
+    AbsolutePath(PathBuf): "expected an absolute path without . and .. in it", absolute;
+    /// A file's mode; none is `auto`.
+    FileMode(Option<u32>): "expected auto, or the mode in octal in quotation marks, such as \"0440\", readable for its owner",
+        |text| {
+            if text == "auto" {
+                return Some(None);
+            }
+            let digits = (3..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+            let mode = u32::from_str_radix(text, 8).ok()?;
+            (digits && mode <= 0o777 && mode & 0o400 != 0).then_some(Some(mode))
+        };
+    /// Time between refreshes.
+    Interval(Duration): "expected a duration such as 5m or 30s, at least 1s and at most 30d (720h)",
+        |text| duration(text, SECOND, DAY * 30);
+    /// Time limit of one call.
+    CallTimeout(Duration): "expected a duration such as 10s or 500ms, at least 100ms and at most 5m",
+        |text| duration(text, Duration::from_millis(100), MINUTE * 5);
+    /// Time limit of the first refresh.
+    StartupTimeout(Duration): "expected a duration such as 5m, at least 1s and at most 24h",
+        |text| duration(text, SECOND, DAY);
+    /// Age at which values are too old.
+    MaxStale(Duration): "expected a duration such as 1h, at least 1s and at most 30d (720h)",
+        |text| duration(text, SECOND, DAY * 30);
+    /// Address to listen on; none turns it off.
+    Listen(Option<SocketAddr>): "expected none, or an address and a port such as \"[::]:19847\" or \"127.0.0.1:19847\"",
+        |text| if text == "none" { Some(None) } else { text.parse().ok().map(Some) };
+    /// Path of a Unix socket; none turns it off.
+    Socket(Option<PathBuf>): "expected none, or an absolute path of at most 100 bytes", |text| {
+        if text == "none" {
+            return Some(None);
+        }
+        absolute(text).filter(|_| text.len() <= 100).map(Some)
+    };
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Share of a whole, 0 to 1.
+pub(super) struct Share(pub(super) f64);
+
+/// A numeric user or group.
+pub(super) struct Id(pub(super) u32);
+
+/// The text of a node that must be one.
+pub(super) fn text<'a>(node: &'a Node, expected: &'static str) -> Result<&'a str, Cow<'static, str>> {
+    match &node.value {
+        Shape::Text(text) => Ok(text),
+        Shape::Bool(_) | Shape::Number(_) => {
+            Err(format!("{expected}; YAML reads this as a number or a boolean: put it in quotation marks").into())
+        }
+        Shape::Null | Shape::List(_) | Shape::Map(_) => Err(expected.into()),
+    }
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    let mut parts = text.split('/');
+    let legal = parts.next() == Some("")
+        && text.len() < 4096
+        && !text.chars().any(char::is_control)
+        && parts.all(|part| !matches!(part, "" | "." | ".."));
+    legal.then(|| PathBuf::from(text))
+}
+
+fn duration(text: &str, min: Duration, max: Duration) -> Option<Duration> {
+    let parsed: jiff::SignedDuration = text.parse().ok()?;
+    Duration::try_from(parsed).ok().filter(|duration| (min..=max).contains(duration))
+}
+
+// === impl Field ===
+
+macro_rules! name_field {
+    ($($name:ty: $expected:literal;)*) => {$(
+        impl Field for $name {
+            fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+                Self::parse(text(node, $expected)?).map_err(|error| error.to_string().into())
+            }
+        }
+    )*};
+}
+
+name_field! {
+    KeyName: "expected the name of a key";
+    SecretId: "expected the name or the ARN of a secret";
+    VersionStage: "expected a staging label";
+    OutputName: "expected a name";
+}
+
+impl Field for Member {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        text(node, "expected the name of a member of a JSON secret").map(Self::new)
+    }
+}
+
+impl Field for Template {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        Self::parse(text(node, "expected a template such as \"{USER|url}:{PASSWORD|url}\"")?).map_err(Cow::Owned)
+    }
+}
+
+impl Field for String {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        text(node, "expected text").map(str::to_owned)
+    }
+}
+
+impl Field for bool {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        if let Shape::Bool(value) = node.value { Ok(value) } else { Err("expected true or false".into()) }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "boolean"})
+    }
+}
+
+impl Field for Share {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        match node.value {
+            Shape::Number(share) if (0.0..=1.0).contains(&share) => Ok(Self(share)),
+            _ => Err("expected a number from 0 to 1".into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "number", "minimum": 0, "maximum": 1})
+    }
+}
+
+impl Field for Id {
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range")]
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        // The last id stands for "no id" in the calls that take one.
+        match node.value {
+            Shape::Number(id) if id.fract() == 0.0 && (0.0..f64::from(u32::MAX)).contains(&id) => Ok(Self(id as u32)),
+            _ => Err("expected a numeric id".into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "integer", "minimum": 0, "exclusiveMaximum": u32::MAX})
+    }
+}
+
+impl Field for OnMissing {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        match text(node, "expected fail or skip")? {
+            "fail" => Ok(Self::Fail),
+            "skip" => Ok(Self::Skip),
+            _ => Err("expected fail or skip".into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"enum": ["fail", "skip"]})
+    }
+}
+
+impl Field for Format {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        const EXPECTED: &str = "expected dotenv, posix, docker, kubernetes or json";
+        match text(node, EXPECTED)? {
+            "dotenv" => Ok(Self::Dotenv),
+            "posix" => Ok(Self::Posix),
+            "docker" => Ok(Self::Docker),
+            "kubernetes" => Ok(Self::Kubernetes),
+            "json" => Ok(Self::Json),
+            _ => Err(EXPECTED.into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"enum": ["dotenv", "posix", "docker", "kubernetes", "json"]})
+    }
+}

@@ -1,0 +1,147 @@
+//! The configuration from outside: files in, a [`Config`] or errors out.
+
+use super::*;
+
+/// Stands in the files where a key could; no message may hold it.
+const CANARY: &str = "sk-canary-7f3a";
+
+fn environment(more: &[(&str, &str)]) -> Environment {
+    let base = [("AWS_REGION_NAME", "us-east-1"), ("HOME", "/nonexistent")];
+    Environment::from_pairs(base.into_iter().chain(more.iter().copied()))
+}
+
+/// Loads a text; the errors are without the file's name.
+fn load_in(yaml: &str, environment: &Environment) -> Result<Config, Vec<String>> {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("c");
+    std::fs::write(&config, yaml).unwrap();
+    let prefix = format!("{}:", config.display());
+    let loaded = load(&Sources { config: config.clone(), litellm_config: None }, environment);
+    loaded.map_err(|errors| {
+        let text = errors.to_string();
+        assert!(!text.contains(CANARY), "{text}");
+        text.lines().map(|line| line.replace(&prefix, "")).collect()
+    })
+}
+
+fn loaded(yaml: &str) -> Config {
+    load_in(yaml, &environment(&[])).unwrap_or_else(|errors| panic!("{yaml}\n{errors:#?}"))
+}
+
+fn errors(yaml: &str) -> Vec<String> {
+    match load_in(yaml, &environment(&[])) {
+        Ok(_) => panic!("loaded:\n{yaml}"),
+        Err(errors) => errors,
+    }
+}
+
+fn names(config: &Config) -> Vec<&str> {
+    config.keys.iter().map(|key| key.name.as_str()).collect()
+}
+
+#[test]
+fn the_examples_of_litellms_documentation_load_as_they_stand() {
+    let environment = environment(&[
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", CANARY),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token"),
+        ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/LiteLLMServiceAccountRole"),
+    ]);
+    let load = |name: &str| {
+        let yaml = std::fs::read_to_string(format!("tests/config/litellm-docs/{name}.yaml")).unwrap();
+        load_in(&yaml, &environment).unwrap_or_else(|errors| panic!("{name}: {errors:#?}"))
+    };
+    let secret = |name: &str| Origin::Secret(Request { secret: SecretId::parse(name).unwrap(), stage: None });
+    let read = load("read");
+    assert_eq!(names(&read), ["litellm_master_key"]);
+    assert_eq!(read.keys[0].origin, secret("litellm_master_key"));
+    assert!(matches!(read.aws.credentials, Credentials::Static { .. }));
+    assert_eq!(read.outputs.len(), 1);
+    let write = load("write");
+    assert!(write.store_virtual_keys && write.keys.is_empty() && write.outputs.is_empty());
+    let both = load("read-and-write");
+    assert!(both.store_virtual_keys && names(&both) == ["litellm_master_key"]);
+    let primary = load("primary-secret");
+    assert_eq!(names(&primary), ["OPENAI_API_KEY_MODEL_1", "OPENAI_API_KEY_MODEL_2"]);
+    assert!(primary.wholesale.is_empty());
+    let Origin::Member(request, member) = &primary.keys[0].origin else { panic!("not a member") };
+    assert_eq!((request.secret.as_str(), member.as_str()), ("litellm_secrets", "OPENAI_API_KEY_MODEL_1"));
+    for name in ["role", "cross-account"] {
+        assert!(load(name).aws.credentials.missing().unwrap().contains("AssumeRole"), "{name}");
+    }
+    let Credentials::WebIdentity { role_arn, session_name, token_file } = load("irsa").aws.credentials else {
+        panic!("not a web identity")
+    };
+    assert_eq!(role_arn, "arn:aws:iam::123456789012:role/LiteLLMServiceAccountRole");
+    assert_eq!((session_name.as_str(), token_file.as_path()), ("keytide", Path::new("/var/run/secrets/token")));
+}
+
+const FULL: &str = r#"
+keytide:
+  aws: {region: eu-central-1, allow_plain_http: false}
+  primary_secret: {name: app/config, rename: {db_password: DB_PASSWORD}}
+  keys:
+    - {name: DB_USER, secret: prod/db, member: username, export: false}
+    - {name: DB_PASS, secret: prod/db, member: password, version_stage: AWSPREVIOUS}
+    - {name: TLS_KEY, secret: prod/tls}
+    - {name: PYTHONPATH, member: python_path, allow_reserved: true}
+    - {name: DATABASE_URL, template: "postgresql://{DB_USER|url}:{DB_PASS|url}@db:5432/app"}
+  refresh: {interval: 1h30m, jitter: 0, call_timeout: 500ms, on_missing: skip, startup_timeout: 1m, max_stale: 3h}
+  outputs:
+    - env_file: {path: /run/keytide/env/keys.env, format: posix, mode: auto, allow_disk: true}
+    - env_file: {name: docker, path: /run/keytide/env/docker.env, format: docker, mode: "0440", group: 1000, owner: 0}
+    - files: {directory: /run/keytide/env/files, keys: [TLS_KEY], rename: {TLS_KEY: tls.key}}
+  http: {listen: none}
+  admin: {socket: none}
+"#;
+
+#[test]
+fn our_block_alone_is_a_whole_configuration() {
+    let config = loaded(FULL);
+    assert_eq!(config.aws.region, "eu-central-1");
+    assert!(matches!(config.aws.credentials, Credentials::Missing));
+    assert_eq!(names(&config), ["DB_USER", "DB_PASS", "TLS_KEY", "PYTHONPATH", "DATABASE_URL"]);
+    assert!(!config.keys[0].export && config.keys[1].export);
+    assert_eq!(config.wholesale.len(), 1);
+    assert_eq!(
+        config.refresh,
+        Refresh {
+            interval: Duration::from_secs(5400),
+            jitter: 0.0,
+            call_timeout: Duration::from_millis(500),
+            on_missing: OnMissing::Skip,
+            startup_timeout: Duration::from_secs(60),
+            max_stale: Some(Duration::from_secs(10_800)),
+        }
+    );
+    let outputs: Vec<&str> = config.outputs.iter().map(|output| output.name.as_str()).collect();
+    assert_eq!(outputs, ["env_file", "docker", "files"]);
+    let OutputKind::EnvFile { format, access, .. } = config.outputs[1].kind else { panic!("not an env file") };
+    assert_eq!(format, Format::Docker);
+    assert_eq!(access, FileAccess { mode: Some(0o440), group: Some(1000), owner: Some(0), allow_disk: false });
+    assert_eq!(config.state, State { directory: "/run/keytide/env/.keytide".into(), allow_disk: true });
+    assert_eq!((config.http, config.admin), (None, None));
+}
+
+#[test]
+fn what_is_left_out_has_defaults() {
+    let config = loaded("keytide: {keys: [{name: A, secret: a}]}");
+    assert_eq!(config.aws.region, "us-east-1");
+    assert_eq!(
+        config.refresh,
+        Refresh {
+            interval: Duration::from_secs(300),
+            jitter: 0.1,
+            call_timeout: Duration::from_secs(10),
+            on_missing: OnMissing::Fail,
+            startup_timeout: Duration::from_secs(300),
+            max_stale: None,
+        }
+    );
+    let OutputKind::EnvFile { path, format, .. } = &config.outputs[0].kind else { panic!("not an env file") };
+    assert_eq!((path.as_path(), *format), (Path::new("/run/keytide/env/keys.env"), Format::Dotenv));
+    assert_eq!(config.state, State { directory: "/run/keytide/env/.keytide".into(), allow_disk: false });
+    assert_eq!(config.http.unwrap().to_string(), "[::]:19847");
+    assert_eq!(config.admin.unwrap(), Path::new("/run/keytide/private/admin.sock"));
+    assert!(config.notices.is_empty(), "{:?}", config.notices);
+}
