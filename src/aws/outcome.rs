@@ -93,7 +93,7 @@ pub fn reason_in_flight(error: &OrchestratorError<AnyError>) -> Reason {
         .or_else(|| operation.downcast_ref::<BatchGetSecretValueError>().map(ProvideErrorMetadata::code))
         .or_else(|| operation.downcast_ref::<AssumeRoleWithWebIdentityError>().map(ProvideErrorMetadata::code));
     match code {
-        Some(Some(code)) => reason_of(code),
+        Some(Some(code)) => printable(code).map_or(Reason::Unavailable, |code| reason_of(&code)),
         Some(None) => Reason::Unavailable,
         None => Reason::Unknown,
     }

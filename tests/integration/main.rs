@@ -5,3 +5,8 @@
 mod support;
 
 mod thread;
+mod doors;
+mod outage;
+mod reading;
+mod removal;
+mod startup;
