@@ -55,6 +55,8 @@ pub struct Status {
     pub refresh: RefreshStatus,
     /// Every key.
     pub keys: Vec<KeyStatus>,
+    /// What is wrong with secrets that export all their members, by the name of the secret.
+    pub secrets: BTreeMap<String, String>,
     /// Every output.
     pub outputs: Vec<OutputStatus>,
     /// The configuration files.

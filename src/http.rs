@@ -2,6 +2,7 @@
 //! the status and the refresh.
 
 use std::{
+    future::{Future, IntoFuture as _},
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -21,7 +22,7 @@ use thiserror::Error;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,8 @@ use crate::{
     pull::{Report, Wanted},
 };
 
+/// What answers that are under way get when the daemon stops.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// What a refresh may take for whoever asked for it; the daemon goes on with it.
 const REFRESH_LIMIT: Duration = Duration::from_mins(5);
 
@@ -93,7 +96,8 @@ pub async fn serve_port(listener: TcpListener, port: Port, stop: CancellationTok
         .route("/readyz", get(async |State(port): State<Port>| probe(port.health.ready())))
         .route("/startupz", get(async |State(port): State<Port>| probe(port.health.startup())))
         .with_state(port);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    let serve = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    until_hung_up(serve.into_future(), stop).await
 }
 
 /// Serves the admin socket until `stop`.
@@ -102,7 +106,16 @@ pub async fn serve_port(listener: TcpListener, port: Port, stop: CancellationTok
 /// If the listener fails.
 pub async fn serve_admin(listener: UnixListener, admin: Admin, stop: CancellationToken) -> io::Result<()> {
     let router = Router::new().route("/status", get(status)).route("/refresh", post(refresh)).with_state(admin);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    let serve = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    until_hung_up(serve.into_future(), stop).await
+}
+
+/// Answers what is asked when it is told to stop, but does not wait for whoever says nothing, or half a request.
+async fn until_hung_up(serve: impl Future<Output = io::Result<()>>, stop: CancellationToken) -> io::Result<()> {
+    tokio::select! {
+        ended = serve => ended,
+        () = async { stop.cancelled().await; sleep(LAST_ANSWERS).await } => Ok(()),
+    }
 }
 
 /// Binds the admin socket under a temporary name, gives it its mode, and renames it over an old one, so that nobody meets

@@ -118,7 +118,7 @@ pub enum Ended {
 /// What wakes the worker.
 enum Wake {
     Due,
-    Wanted(Wanted),
+    Asked,
     Signal,
     Look,
     Late,
@@ -135,7 +135,9 @@ struct Progress {
     refreshes: u64,
     look: Option<Instant>,
     looks: u32,
-    last_wanted: Option<Instant>,
+    asked: Vec<Wanted>,
+    asked_for: Option<Instant>,
+    last_asked: Option<Instant>,
     told: BTreeMap<String, Reason>,
     remarked: BTreeSet<String>,
     output_problems: BTreeMap<usize, String>,
@@ -169,7 +171,9 @@ impl Pull {
             refreshes: 0,
             look: None,
             looks: 0,
-            last_wanted: None,
+            asked: Vec::new(),
+            asked_for: None,
+            last_asked: None,
             told: BTreeMap::new(),
             remarked: BTreeSet::new(),
             output_problems: BTreeMap::new(),
@@ -182,14 +186,22 @@ impl Pull {
             if self.once.is_some() && self.is_done(&progress) {
                 return Ok(Ended::Once);
             }
-            let due = [progress.next, progress.retry, progress.look, progress.deadline].into_iter().flatten().min();
+            let due = [progress.next, progress.retry, progress.look, progress.deadline, progress.asked_for];
+            let due = due.into_iter().flatten().min();
             self.health.due("pull", due.unwrap_or_else(|| Instant::now() + self.refresh.interval));
             let woken = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),
-                Some(wanted) = wanted.recv() => Wake::Wanted(wanted),
+                // The first one who asks sets the time; the others wait in the channel, which is bounded, and share it.
+                Some(wanted) = wanted.recv(), if progress.asked.is_empty() => {
+                    progress.asked.push(wanted);
+                    let earliest = progress.last_asked.map_or_else(Instant::now, |at| at + REQUEST_PAUSE);
+                    progress.asked_for = Some(earliest);
+                    continue;
+                }
                 () = signal.notified() => Wake::Signal,
                 () = until(progress.deadline) => Wake::Late,
+                () = until(progress.asked_for) => Wake::Asked,
                 () = until(progress.next) => Wake::Due,
                 () = until(progress.retry) => Wake::Due,
                 () = until(progress.look) => Wake::Look,
@@ -204,15 +216,11 @@ impl Pull {
                 }
                 Wake::Due => {}
                 Wake::Signal => progress.failing.clear(),
-                Wake::Wanted(first) => {
-                    let earliest = progress.last_wanted.map_or_else(Instant::now, |at| at + REQUEST_PAUSE);
-                    tokio::select! {
-                        () = stop.cancelled() => return Ok(Ended::Stopped),
-                        () = sleep_until(earliest) => {}
-                    }
-                    progress.last_wanted = Some(Instant::now());
+                Wake::Asked => {
+                    progress.asked_for = None;
+                    progress.last_asked = Some(Instant::now());
                     progress.failing.clear();
-                    asked.push(first);
+                    asked = std::mem::take(&mut progress.asked);
                     while let Ok(another) = wanted.try_recv() {
                         asked.push(another);
                     }
@@ -360,7 +368,16 @@ impl Pull {
         }
         counts.stale = stale.into_iter().collect();
         self.metrics.set_keys(&counts);
-        self.health.update(|status| status.keys = keys);
+        // A secret that exports all its members has perhaps no key yet that could show what is wrong with it.
+        let secrets = self.mapping.wholesale().filter_map(|wholesale| {
+            let problem = self.ledger.troubles().get(&wholesale.request)?;
+            Some((wholesale.request.secret.to_string(), problem.message.clone()))
+        });
+        let secrets = secrets.collect();
+        self.health.update(|status| {
+            status.keys = keys;
+            status.secrets = secrets;
+        });
         self.health.report(&self.metrics);
     }
 
@@ -368,6 +385,8 @@ impl Pull {
     fn look(&mut self, progress: &mut Progress) {
         progress.look = None;
         if !progress.complete {
+            let waiting = self.outputs.iter().map(|output| output_status(output, "waiting")).collect();
+            self.health.update(|status| status.outputs = waiting);
             return;
         }
         let at = seconds((self.now)());
@@ -377,12 +396,7 @@ impl Pull {
         for (index, output) in self.outputs.iter_mut().enumerate() {
             let name = output.name().clone();
             let result = output.apply(self.ledger.desired(&self.mapping, output.selection()));
-            let mut status = OutputStatus {
-                name: name.to_string(),
-                kind: output.kind().to_owned(),
-                path: output.path().display().to_string(),
-                ..OutputStatus::default()
-            };
+            let mut status = output_status(output, "written");
             match result {
                 Ok(written) => {
                     self.metrics.output_up(&name, true);
@@ -405,7 +419,6 @@ impl Pull {
                     }
                     self.health.written(name.as_str());
                     kept.extend(written.kept.into_iter().map(|(key, value)| ((name.clone(), key), value)));
-                    "written".clone_into(&mut status.state);
                     status.keys = written.keys;
                     status.unrepresentable =
                         written.unrepresentable.into_iter().map(|(key, reason)| (key.to_string(), reason)).collect();
@@ -516,7 +529,8 @@ impl Pull {
             Some(format!("key {}: {problem}", state.name))
         });
         let whole = self.mapping.wholesale().filter_map(|wholesale| {
-            let problem = self.ledger.troubles().get(&wholesale.request)?;
+            let found = self.ledger.applied().contains_key(&wholesale.request);
+            let problem = self.ledger.troubles().get(&wholesale.request).filter(|problem| !excused(problem, found))?;
             Some(format!("secret {}: {problem}", wholesale.request.secret))
         });
         let mut problems: Vec<String> = keys.chain(whole).collect();
@@ -538,6 +552,16 @@ impl Pull {
             lines = self.problems();
         }
         StartTimeout { timeout: self.once.unwrap_or(self.refresh.startup_timeout), missing: some_of(lines.iter()) }
+    }
+}
+
+fn output_status(output: &Output, state: &str) -> OutputStatus {
+    OutputStatus {
+        name: output.name().to_string(),
+        kind: output.kind().to_owned(),
+        path: output.path().display().to_string(),
+        state: state.to_owned(),
+        ..OutputStatus::default()
     }
 }
 

@@ -90,7 +90,7 @@ fn now() -> Timestamp {
 
 /// The status for people: what is wrong first.
 fn table(status: &Status, now: Timestamp) -> String {
-    let Status { version, ready, started, identity, refresh, keys, outputs, config, remarks } = status;
+    let Status { version, ready, started, identity, refresh, keys, secrets, outputs, config, remarks } = status;
     let mut lines = Vec::new();
     let age =
         |at: &Option<String>| at.as_deref().map_or_else(|| "never".to_owned(), |at| format!("{} ago", since(at, now)));
@@ -127,6 +127,9 @@ fn table(status: &Status, now: Timestamp) -> String {
         if let Some(message) = &key.message {
             messages.entry(message).or_default().push(&key.name);
         }
+    }
+    for (secret, message) in secrets {
+        messages.entry(message).or_default().insert(0, secret);
     }
     let output_messages = outputs.iter().filter_map(|output| Some((output.message.as_deref()?, output.name.as_str())));
     for (message, name) in output_messages {

@@ -119,8 +119,7 @@ fn the_port_has_nothing_else() {
     }
     for method in ["POST", "PUT", "DELETE"] {
         for path in ["/metrics", "/readyz", "/refresh"] {
-            let text =
-                format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+            let text = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
             let answer = request(&daemon, &text);
             assert!(answer.starts_with("HTTP/1.1 40"), "{method} {path}: {answer}");
         }
@@ -239,12 +238,18 @@ fn the_status_is_json_for_programs() {
     let status: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(status["ready"], true);
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(status["identity"], json!({"kind": "static", "name": ACCESS_KEY_ID, "region": "us-east-1", "expires": null}));
+    assert_eq!(
+        status["identity"],
+        json!({"kind": "static", "name": ACCESS_KEY_ID, "region": "us-east-1", "expires": null})
+    );
     assert_eq!(status["refresh"]["complete"], true);
     assert_eq!(status["refresh"]["count"], 1);
     assert_eq!(status["refresh"]["interval_seconds"], 700 * 3600);
     let key = &status["keys"][0];
-    assert_eq!((&key["name"], &key["state"], &key["secret"]), (&json!("FIRST_KEY"), &json!("fresh"), &json!("prod/first")));
+    assert_eq!(
+        (&key["name"], &key["state"], &key["secret"]),
+        (&json!("FIRST_KEY"), &json!("fresh"), &json!("prod/first"))
+    );
     assert_eq!(key["version"].as_str().unwrap().len(), 36);
     assert_eq!(status["outputs"][0]["path"], stage.path("env/keys.json").display().to_string());
     assert_eq!(status["outputs"][0]["state"], "written");
@@ -323,7 +328,7 @@ fn a_refresh_that_is_not_complete_says_why_and_fails() {
 fn refreshes_asked_for_at_the_same_time_are_one() {
     let (stage, daemon) = ready();
     // While the daemon reads, others ask.
-    stage.aws.fault(Fault::any().kind(FaultKind::Latency(Duration::from_millis(700))).times(2));
+    stage.aws.fault(Fault::any().kind(FaultKind::Latency(Duration::from_secs(3))).times(2));
     stage.aws.put("prod/first", "canary-3");
     daemon.signal(Signal::HUP);
     until("the calls", || stage.aws.count("GetSecretValue") == 4);

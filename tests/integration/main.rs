@@ -4,9 +4,9 @@
 
 mod support;
 
-mod thread;
 mod doors;
 mod outage;
 mod reading;
 mod removal;
 mod startup;
+mod thread;

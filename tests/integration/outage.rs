@@ -42,7 +42,11 @@ impl Running {
         let label = format!("reason=\"{reason}\"");
         until(&format!("two keys stale: {reason}"), || daemon.metric("keytide_stale_keys", &[&label]) == 2.0);
         let outcome = format!("outcome=\"{outcome}\"");
-        assert!(daemon.metric("keytide_aws_requests_total", &[GET, &outcome]) >= 1.0, "{}", daemon.get("/metrics").body);
+        assert!(
+            daemon.metric("keytide_aws_requests_total", &[GET, &outcome]) >= 1.0,
+            "{}",
+            daemon.get("/metrics").body
+        );
         assert_eq!(stage.key_state("A"), format!("stale ({reason})"));
         let message = self.message("A");
         assert!(message.contains("GetSecretValue") && message.contains("prod/a"), "{message}");

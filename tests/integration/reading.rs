@@ -404,7 +404,10 @@ fn one_bad_secret_of_a_batch_does_not_hold_up_the_others() {
     stage.aws.remove("prod/s2");
     daemon.hang_up();
     let values = stage.values();
-    assert_eq!((&values["K0"], &values["K1"], &values["K2"]), (&json!("value 0"), &json!("changed 1"), &json!("value 2")));
+    assert_eq!(
+        (&values["K0"], &values["K1"], &values["K2"]),
+        (&json!("value 0"), &json!("changed 1"), &json!("value 2"))
+    );
     assert_eq!(stage.key_state("K0"), "stale (denied)");
     assert_eq!(stage.key_state("K1"), "fresh");
     assert_eq!(stage.key_state("K2"), "stale (absent)");

@@ -299,10 +299,7 @@ fn what_the_configuration_no_longer_names_leaves_the_file_also_during_an_outage(
 fn a_key_that_now_comes_from_elsewhere_is_not_recovered() {
     let stage = after_a_run("interval: 1s");
     stage.aws.set_down(true);
-    stage.config(&block(
-        "interval: 1s",
-        "keys:\n  - {name: A, secret: prod/a}\n  - {name: B, secret: prod/other}",
-    ));
+    stage.config(&block("interval: 1s", "keys:\n  - {name: A, secret: prod/a}\n  - {name: B, secret: prod/other}"));
     let daemon = stage.run();
     until("the first try", || stage.key_state("B") == "missing (unavailable)");
     assert_eq!(daemon.get("/readyz").status, 503);

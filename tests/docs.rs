@@ -1,0 +1,78 @@
+//! The documents say what the code says.
+
+use serde_json::Value;
+
+/// Every setting of the schema is in `docs/CONFIGURATION.md`, in the words of the schema.
+#[test]
+fn every_setting_is_documented() {
+    let schema = keytide::config::schema();
+    let page = include_str!("../docs/CONFIGURATION.md");
+    let mut settings = 0;
+    let definitions = schema["$defs"].as_object().unwrap();
+    for definition in definitions.values() {
+        for (name, property) in definition["properties"].as_object().into_iter().flatten() {
+            let Some(description) = property["description"].as_str() else { continue };
+            let description = description.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+            let documented = page.lines().any(|line| {
+                let cell = line.trim_start_matches("| `").split('`').next().unwrap_or_default();
+                cell.rsplit('.').next() == Some(name) && line.ends_with(&format!("| {description} |"))
+            });
+            assert!(documented, "docs/CONFIGURATION.md lacks a row for {name}: {description}");
+            settings += 1;
+        }
+    }
+    assert!(settings > 40, "the schema has changed its shape: {settings}");
+}
+
+/// Every test that `docs/SEMANTICS.md` names exists.
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let page = include_str!("../docs/SEMANTICS.md");
+    let mut sources = String::new();
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+    for directory in ["src", "src/plan", "src/domain", "src/config", "tests", "tests/integration", "tests/formats"] {
+        for entry in std::fs::read_dir(format!("{root}{directory}")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let rows: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise")).collect();
+    assert!(rows.len() > 20, "{}", rows.len());
+    for row in rows {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for test in tests.split(", ") {
+            let name = test.trim_matches('`');
+            assert!(sources.contains(&format!("fn {name}(")), "no test {name}: {row}");
+        }
+    }
+}
+
+/// The README's example configurations are valid.
+#[test]
+fn the_examples_of_the_documents_are_valid() {
+    for page in [include_str!("../README.md"), include_str!("../docs/CONFIGURATION.md")] {
+        let blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        for block in blocks {
+            let directory = tempfile::tempdir().unwrap();
+            let config = directory.path().join("keytide.yaml");
+            std::fs::write(&config, block).unwrap();
+            let sources = keytide::config::Sources { config, litellm_config: None };
+            let environment =
+                keytide::config::Environment::from_pairs([("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y")]);
+            if let Err(errors) = keytide::config::load(&sources, &environment) {
+                panic!("{errors}\n{block}");
+            }
+        }
+    }
+}
+
+/// The schema is one.
+#[test]
+fn the_schema_describes_both_blocks() {
+    let schema = keytide::config::schema();
+    assert!(matches!(schema["properties"]["keytide"], Value::Object(_)));
+    assert!(matches!(schema["properties"]["general_settings"], Value::Object(_)));
+}
