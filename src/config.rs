@@ -225,11 +225,7 @@ pub struct Fingerprint(Vec<[u8; 32]>);
 /// Everything that is wrong with it, as far as one reading can see.
 pub fn load(sources: &Sources, environment: &Environment) -> Result<Config, ConfigErrors> {
     let mut findings = Findings::new(environment);
-    let (ours, theirs) = read_blocks(sources, &mut findings);
-    if findings.errors.iter().any(|error| error.place.path.is_empty()) {
-        // A file that could not be read would only draw errors that are none.
-        return Err(ConfigErrors(findings.errors));
-    }
+    let (ours, theirs) = read_blocks(sources, &mut findings)?;
     let config = assemble(sources, ours, theirs.unwrap_or_default(), &mut findings);
     match config {
         Some(config) if findings.errors.is_empty() => Ok(Config { notices: findings.notices, ..config }),
@@ -267,7 +263,7 @@ pub fn schema() -> serde_json::Value {
 /// If a file cannot be read, as [`load`].
 pub fn shared_with_litellm(sources: &Sources, environment: &Environment) -> Result<Vec<String>, ConfigErrors> {
     let mut findings = Findings::new(environment);
-    let (_, theirs) = read_blocks(sources, &mut findings);
+    let (_, theirs) = read_blocks(sources, &mut findings)?;
     if !findings.errors.is_empty() {
         return Err(ConfigErrors(findings.errors));
     }
@@ -277,7 +273,9 @@ pub fn shared_with_litellm(sources: &Sources, environment: &Environment) -> Resu
     Ok(place.map(|place| format!("{place}: {message}")).into_iter().collect())
 }
 
-fn read_blocks(sources: &Sources, findings: &mut Findings<'_>) -> (Option<Given<Ours>>, Option<Theirs>) {
+/// Both blocks, each field checked. A file that cannot be read as a whole ends it at once: what it leaves out would draw
+/// errors that are none.
+fn read_blocks(sources: &Sources, findings: &mut Findings<'_>) -> Result<(Option<Ours>, Option<Theirs>), ConfigErrors> {
     let mut keytide = None;
     let mut general = None;
     for path in sources.files() {
@@ -288,27 +286,27 @@ fn read_blocks(sources: &Sources, findings: &mut Findings<'_>) -> (Option<Given<
                 continue;
             }
         };
-        let reader = Reader::new(path, findings);
-        let ours = document.keytide.map(|block| {
-            let place = reader.place(block.at, "keytide");
-            Given { value: (path, block.value.unwrap_or_default()), place }
-        });
-        let theirs = document.general_settings.map(|block| {
-            let place = reader.place(block.at, "general_settings");
-            Given { value: (path, block.value), place }
+        let place = |at, name: &str| Place { position: Some(at), path: name.to_owned(), ..Place::file(path) };
+        let ours = document
+            .keytide
+            .map(|block| Given { value: (path, block.value.unwrap_or_default()), place: place(block.at, "keytide") });
+        let theirs = document.general_settings.map(|block| Given {
+            value: (path, block.value.unwrap_or_default()),
+            place: place(block.at, "general_settings"),
         });
         keytide = findings.either(keytide, ours);
         general = findings.either(general, theirs);
     }
-    let ours = keytide.map(|Given { value: (path, block), place }| Given {
-        value: block.check(&mut Reader::new(path, findings)),
-        place,
-    });
+    if !findings.errors.is_empty() {
+        return Err(ConfigErrors(std::mem::take(&mut findings.errors)));
+    }
+    let ours = keytide.map(|Given { value: (path, block), .. }| block.check(&mut Reader::new(path, findings)));
     let theirs =
         general.and_then(|Given { value: (path, general), .. }| general.check(&mut Reader::new(path, findings)));
-    (ours, theirs)
+    Ok((ours, theirs))
 }
 
+#[expect(clippy::naive_bytecount, reason = "once, for a file that is refused")]
 fn read_document(path: &Path) -> Result<Document, ConfigError> {
     let fail = |message: String| ConfigError { place: Place::file(path), message };
     let bytes = read_file(path).map_err(fail)?;
@@ -352,13 +350,8 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// The rules that span fields.
-fn assemble(
-    sources: &Sources,
-    ours: Option<Given<Ours>>,
-    theirs: Theirs,
-    findings: &mut Findings<'_>,
-) -> Option<Config> {
-    let ours = ours.map_or_else(|| Ours::defaults(findings), |given| given.value);
+fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mut Findings<'_>) -> Option<Config> {
+    let ours = ours.unwrap_or_else(|| Ours::defaults(findings));
     let aws = credentials::choose(&sources.config, &ours, &theirs, findings);
     let Ours { primary, keys, refresh, outputs, state, http, admin, .. } = ours;
     let wholesale = check_wholesale(primary.clone(), theirs.wholesale.clone(), findings);

@@ -4,7 +4,12 @@
 //! blocking task is parked, which forbids that, and each test moves the clock itself, to one due time at a time, and waits
 //! until that refresh has ended. The emulator has a thread and a clock of its own: what it waits for, it waits for really.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers are tests too")]
+#![expect(
+    clippy::float_cmp,
+    clippy::unchecked_time_subtraction,
+    clippy::unwrap_used,
+    reason = "a test's helpers are tests too, and what they compare are whole numbers"
+)]
 #![expect(clippy::disallowed_methods, reason = "tests are programs of their own: they look at the clock and sleep")]
 
 use std::{

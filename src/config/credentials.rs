@@ -100,6 +100,7 @@ fn credentials(
 }
 
 /// Both variables, or none of them; the half is an error.
+#[expect(clippy::option_option, reason = "an error that is noted already, none set, or both")]
 fn pair<'e>(one: &str, other: &str, findings: &mut Findings<'e>) -> Option<Option<(&'e str, &'e str)>> {
     let environment = findings.environment;
     match (environment.set(one), environment.set(other)) {
@@ -253,12 +254,13 @@ fn check_endpoint(url: &str, plain_http: bool) -> Result<(), &'static str> {
     const EXPECTED: &str = "expected an http or https URL without a user, a query or a fragment";
     let (scheme, rest) = url.split_once("://").ok_or(EXPECTED)?;
     let authority = rest.split('/').next().unwrap_or_default();
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').ok_or(EXPECTED)?.0,
-        None => authority.split(':').next().unwrap_or_default(),
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').ok_or(EXPECTED)?,
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     let legal = url.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '@' | '\\'));
-    if !legal || host.is_empty() {
+    let port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    if !legal || !port || host.is_empty() {
         return Err(EXPECTED);
     }
     let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());

@@ -31,7 +31,7 @@ use crate::domain::{
 /// A file of the configuration: the two blocks that keytide reads. All else in it is LiteLLM's.
 #[derive(Default)]
 pub(super) struct Document {
-    pub(super) general_settings: Option<Located<General>>,
+    pub(super) general_settings: Option<Located<Option<General>>>,
     pub(super) keytide: Option<Located<Option<Block>>>,
 }
 
@@ -337,6 +337,7 @@ impl Block {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the default of a setting that may be none")]
 fn default_listen() -> Option<std::net::SocketAddr> {
     Some((std::net::Ipv6Addr::UNSPECIFIED, 19847).into())
 }
@@ -430,7 +431,7 @@ impl RefreshBlock {
         let Self { interval, jitter, call_timeout, on_missing, startup_timeout, max_stale } = self;
         let interval = reader
             .value("keytide.refresh.interval", interval)
-            .map_or(Duration::from_secs(300), |interval: Interval| interval.0);
+            .map_or(Duration::from_mins(5), |interval: Interval| interval.0);
         let max_stale: Option<Given<MaxStale>> = reader.field("keytide.refresh.max_stale", max_stale);
         if let Some(max_stale) = &max_stale
             && max_stale.value.0 <= interval
@@ -448,7 +449,7 @@ impl RefreshBlock {
             on_missing: reader.value("keytide.refresh.on_missing", on_missing).unwrap_or(OnMissing::Fail),
             startup_timeout: reader
                 .value("keytide.refresh.startup_timeout", startup_timeout)
-                .map_or(Duration::from_secs(300), |timeout: StartupTimeout| timeout.0),
+                .map_or(Duration::from_mins(5), |timeout: StartupTimeout| timeout.0),
             max_stale: max_stale.map(|given| given.value.0),
         }
     }

@@ -144,10 +144,6 @@ impl<'de> Deserialize<'de> for General {
                 f.write_str("a mapping")
             }
 
-            fn visit_unit<E>(self) -> Result<General, E> {
-                Ok(General::default())
-            }
-
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<General, A::Error> {
                 let mut general = General::default();
                 while let Some(key) = entries.next_key::<Node>()? {
@@ -163,7 +159,7 @@ impl<'de> Deserialize<'de> for General {
             }
         }
 
-        deserializer.deserialize_any(Settings)
+        deserializer.deserialize_map(Settings)
     }
 }
 
@@ -504,8 +500,8 @@ impl Field for Flag {
     fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
         let flag = match &node.value {
             Shape::Bool(flag) => Some(*flag),
-            Shape::Number(number) if *number == 0.0 => Some(false),
-            Shape::Number(number) if *number == 1.0 => Some(true),
+            Shape::Number(number) if number.to_bits() == 0.0_f64.to_bits() => Some(false),
+            Shape::Number(number) if number.to_bits() == 1.0_f64.to_bits() => Some(true),
             Shape::Text(text) => match text.to_ascii_lowercase().as_str() {
                 "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
                 "false" | "f" | "no" | "n" | "off" | "0" => Some(false),

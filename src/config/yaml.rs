@@ -76,7 +76,7 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
         with_snippet: false,
-        budget: budget! { max_documents: 1, max_depth: 48, max_aliases: 10_000, max_recorded_anchor_events: 100_000 },
+        budget: budget! { max_documents: 2, max_depth: 48, max_aliases: 10_000, max_recorded_anchor_events: 100_000 },
         alias_limits: alias_limits! { max_total_replayed_events: 100_000, max_replay_stack_depth: 16 },
     };
     serde_saphyr::from_str_with_options(text, options)
@@ -94,23 +94,29 @@ fn problem(text: &str, error: &Error) -> Problem {
     match cause {
         Error::SerdeUnknownField { field, expected, .. }
         | Error::SerdeUnknownVariant { variant: field, expected, .. } => {
-            let path = at.and_then(|at| find(&tree()?, at, Sought::Key));
+            let path = at.and_then(|at| {
+                let tree = tree()?;
+                find(&tree, at, Sought::Key).or_else(|| find(&tree, at, Sought::Value))
+            });
             problem(at, path, unknown(field, expected))
         }
         Error::SerdeInvalidType { expected, .. } => {
             let path = at.and_then(|at| find(&tree()?, at, Sought::Value));
             problem(at, path, format!("expected {}", shape(expected)))
         }
+        Error::Unexpected { expected, .. } => {
+            let path = at.and_then(|at| find(&tree()?, at, Sought::Value));
+            problem(at, path, format!("expected {}", shape(expected)))
+        }
         Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. }
         | Error::ExpectedMappingEndAfterEnumVariantValue { .. }
         | Error::UnexpectedValueForUnitEnumVariant { .. }
-        | Error::ExpectedStringKeyForExternallyTaggedEnum { .. }
-        | Error::Unexpected { .. } => {
+        | Error::ExpectedStringKeyForExternallyTaggedEnum { .. } => {
             let path = at.and_then(|at| find(&tree()?, at, Sought::Value));
-            problem(at, path, "expected another shape: see `keytide schema config`".to_owned())
+            problem(at, path, "expected one kind of output in each item of the list: env_file or files".to_owned())
         }
         // Our types make no other message of their own.
-        Error::Message { .. } => match tree().as_ref().and_then(|tree| duplicate(tree)) {
+        Error::Message { .. } => match tree().as_ref().and_then(duplicate) {
             Some((path, first, second)) => {
                 let first = format!("given twice; the first is on line {}", first.line);
                 problem(Some(second), Some(path), first)
@@ -131,9 +137,9 @@ fn problem(text: &str, error: &Error) -> Problem {
     }
 }
 
-/// The parser's word for what a type expects is ours only where the type is; the others are left out.
+/// What a type expects, in our words: the parser's own have its types' names in them.
 fn shape(expected: &str) -> &'static str {
-    if expected.contains("sequence") || expected.contains("list") { "a list" } else { "a mapping" }
+    if expected.contains("sequence") { "a list" } else { "a mapping" }
 }
 
 fn unknown(field: &str, expected: &[&'static str]) -> String {

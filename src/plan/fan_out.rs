@@ -454,6 +454,7 @@ mod tests {
         Key { name: name(key), origin, export: true, allow_reserved: false }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "an answer, as a snapshot holds it")]
     fn reading(value: &str, id: &str, created_ms: i64) -> Result<Reading, Problem> {
         let version = Version { id: VersionId::parse(id).unwrap(), created_ms: Some(created_ms) };
         Ok(Reading { value: SecretValue::new(value.to_owned()), version })

@@ -1,6 +1,17 @@
 //! keytide from the outside: the real binary, real files, real HTTP, on the emulator. One file a behaviour.
 
 #![expect(clippy::disallowed_methods, reason = "tests are programs of their own: they look at the clock and sleep")]
+#![expect(
+    clippy::float_cmp,
+    clippy::format_collect,
+    clippy::format_push_string,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::type_complexity,
+    clippy::unused_self,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, counts are whole numbers, and nothing here is called often"
+)]
 
 mod support;
 
