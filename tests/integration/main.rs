@@ -15,8 +15,13 @@
 
 mod support;
 
+mod canary;
+mod configuration;
 mod doors;
+mod files;
+mod kill;
 mod outage;
+mod outputs;
 mod reading;
 mod removal;
 mod startup;

@@ -291,6 +291,13 @@ impl Daemon {
         until("a refresh after SIGHUP", || refreshes() > before);
     }
 
+    /// SIGHUP, if there is still somebody to hear it.
+    pub(crate) fn hang_up_if_running(&mut self) {
+        if self.is_running() && self.log().contains("on http://") {
+            self.signal(rustix::process::Signal::HUP);
+        }
+    }
+
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_raw(i32::try_from(self.id()).unwrap()).unwrap();
         rustix::process::kill_process(id, signal).unwrap();

@@ -1,0 +1,56 @@
+//! Killed in the middle of anything, keytide leaves whole files.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, thread, time::Duration};
+
+use crate::support::Stage;
+
+const ROUNDS: usize = 40;
+
+#[test]
+fn a_killed_daemon_leaves_whole_files_of_the_right_mode() {
+    let seed =
+        std::env::var("KEYTIDE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    println!("KEYTIDE_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let stage = Stage::new();
+    // Large, so that a write takes a while.
+    let put = |n: usize| {
+        stage.aws.put("app", &format!(r#"{{"N": "{n}", "LONG": "{}"}}"#, format!("{n:05}").repeat(10_000)));
+    };
+    put(0);
+    stage.config("aws: {region: us-east-1}\nprimary_secret: {name: app}\nrefresh: {interval: 1s}\noutputs:\n  - env_file: {path: \"{dir}/env/keys.env\", format: posix}\n  - files: {directory: \"{dir}/files\"}");
+    for round in 1..=ROUNDS {
+        put(round);
+        let mut daemon = stage.run();
+        thread::sleep(Duration::from_millis(random.u64(0..60)));
+        if round % 2 == 0 {
+            daemon.hang_up_if_running();
+            thread::sleep(Duration::from_micros(random.u64(0..5000)));
+        }
+        daemon.kill();
+        let path = stage.path("env/keys.env");
+        if let Ok(text) = fs::read_to_string(&path) {
+            let n: usize = text.split("N='").nth(1).and_then(|rest| rest.split('\'').next()).unwrap().parse().unwrap();
+            let whole = format!("LONG='{}'\nN='{n}'\n", format!("{n:05}").repeat(10_000));
+            assert!(text == whole, "round {round}: {} bytes are not the {} of {n}", text.len(), whole.len());
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o400);
+        }
+        for entry in fs::read_dir(stage.path("env")).into_iter().flatten() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_string_lossy().starts_with(".keytide-tmp-") {
+                let mode = entry.metadata().unwrap().permissions().mode() & 0o7777;
+                assert_eq!(mode & !0o400, 0, "a leftover is never more open than the file: {mode:o}");
+            }
+        }
+    }
+    // Whatever is left is swept by whoever comes next.
+    stage.write("env/.keytide-tmp-0123456789abcdef", "half");
+    let daemon = stage.run();
+    daemon.until_ready();
+    for directory in ["env", "files", "env/.keytide"] {
+        let names = fs::read_dir(stage.path(directory)).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with(".keytide-tmp-")).collect();
+        assert!(left.is_empty(), "{directory}: {left:?}");
+    }
+    assert!(stage.read("env/keys.env").contains(&format!("N='{ROUNDS}'")));
+}
