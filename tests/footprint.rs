@@ -9,7 +9,6 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -156,8 +155,9 @@ fn field(status: &str, name: &str) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
+#[expect(clippy::print_stderr, reason = "figures, for people")]
 fn say(line: &str) {
-    writeln!(io::stderr(), "    {line}").unwrap();
+    eprintln!("    {line}");
 }
 
 /// An AWS with separate secrets, and the lines that ask for each.

@@ -34,7 +34,7 @@ impl Failure {
     /// What an SDK call failed with.
     #[must_use]
     pub fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
-        let request_id = error.raw_response().and_then(RequestId::request_id).and_then(printable);
+        let request_id = error.raw_response().and_then(RequestId::request_id).and_then(printable_id);
         let plain = |reason, code: &str| Self { reason, code: code.to_owned(), request_id: request_id.clone() };
         match error {
             SdkError::ServiceError(service) => {
@@ -144,9 +144,16 @@ fn reason_of(code: &str) -> Reason {
     }
 }
 
-/// A code or an id comes from outside: it is shown only if it looks like one.
+/// A code comes from outside: it is shown only if it looks like AWS's, such as `AccessDeniedException`.
 fn printable(text: &str) -> Option<String> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
     let text = text.rsplit('#').next().unwrap_or(text);
-    ((1..=80).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
+    let legal = text.starts_with(|c: char| c.is_ascii_uppercase())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+    (legal && text.len() <= 64).then(|| text.to_owned())
+}
+
+/// As does the id of a request, which is hexadecimal with hyphens.
+fn printable_id(text: &str) -> Option<String> {
+    let legal = text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    (legal && text.len() <= 64).then(|| text.to_owned())
 }

@@ -106,12 +106,12 @@ fn our_block_alone_is_a_whole_configuration() {
     assert_eq!(
         config.refresh,
         Refresh {
-            interval: Duration::from_secs(5400),
+            interval: Duration::from_mins(90),
             jitter: 0.0,
             call_timeout: Duration::from_millis(500),
             on_missing: OnMissing::Skip,
-            startup_timeout: Duration::from_secs(60),
-            max_stale: Some(Duration::from_secs(10_800)),
+            startup_timeout: Duration::from_mins(1),
+            max_stale: Some(Duration::from_hours(3)),
         }
     );
     let outputs: Vec<&str> = config.outputs.iter().map(|output| output.name.as_str()).collect();
@@ -130,11 +130,11 @@ fn what_is_left_out_has_defaults() {
     assert_eq!(
         config.refresh,
         Refresh {
-            interval: Duration::from_secs(300),
+            interval: Duration::from_mins(5),
             jitter: 0.1,
             call_timeout: Duration::from_secs(10),
             on_missing: OnMissing::Fail,
-            startup_timeout: Duration::from_secs(300),
+            startup_timeout: Duration::from_mins(5),
             max_stale: None,
         }
     );
@@ -144,4 +144,40 @@ fn what_is_left_out_has_defaults() {
     assert_eq!(config.http.unwrap().to_string(), "[::]:19847");
     assert_eq!(config.admin.unwrap(), Path::new("/run/keytide/private/admin.sock"));
     assert!(config.notices.is_empty(), "{:?}", config.notices);
+}
+
+#[test]
+fn a_name_or_a_setting_given_twice_names_both_places() {
+    let yaml = "general_settings:\n  key_management_system: custom\n  key_management_settings:\n    hosted_keys: [A]\n    aws_region_name: eu-west-1\nkeytide:\n  aws: {region: us-east-1}\n  keys: [{name: A, secret: a}]\n";
+    let errors = errors(yaml);
+    let of = |key: &str, other: &str| errors.iter().any(|error| error.contains(key) && error.contains(other));
+    assert!(of("keytide.keys[0]", "hosted_keys[0]"), "{errors:#?}");
+    assert!(of("region", "aws_region_name"), "{errors:#?}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    /// Whatever is done to the bytes of a good file: no panic, and no error that shows the key in it.
+    #[test]
+    fn mutated_files_are_refused_or_read_but_never_shown(
+        cuts in proptest::collection::vec((0..2000_usize, 0..12_usize, proptest::collection::vec(proptest::prelude::any::<u8>(), 0..6)), 1..6)
+    ) {
+        const GOOD: &str = "general_settings:\n  master_key: sk-canary-4711\n  key_management_system: custom\n  key_management_settings: {hosted_keys: [A, B], primary_secret_name: p, tags: {a: b}, access_mode: read_only}\nkeytide:\n  aws: {region: us-east-1}\n  keys:\n    - {name: C, secret: c, member: m, version_stage: AWSCURRENT}\n    - {name: D, template: \"x{C|url}\"}\n  refresh: {interval: 5m, jitter: 0.1, on_missing: skip}\n  outputs:\n    - env_file: {path: /run/k/env, format: json, mode: \"0440\", rename: {C: E}}\n    - files: {directory: /run/k/files, keys: [C]}\n";
+        let mut bytes = GOOD.as_bytes().to_vec();
+        for (at, length, with) in cuts {
+            let at = at % bytes.len().max(1);
+            let end = (at + length).min(bytes.len());
+            bytes.splice(at..end, with);
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keytide.yaml");
+        std::fs::write(&path, &bytes).unwrap();
+        let sources = Sources { config: path, litellm_config: None };
+        let environment = Environment::from_pairs([("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y")]);
+        if let Err(errors) = load(&sources, &environment) {
+            let text = errors.to_string();
+            proptest::prop_assert!(!text.contains("sk-canary") && !text.contains("4711"), "{}", text);
+        }
+    }
 }

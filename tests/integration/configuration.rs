@@ -184,7 +184,7 @@ fn every_error_of_the_fields_is_found_in_one_run() {
     let err = refused(concat!(
         "general_settings:\n",
         "  key_management_system: aws_secret_manager\n",
-        "  key_management_settings: {hosted_keys: [A, LD_PRELOAD], access_mode: readonly, tags: {C: 1}}\n",
+        "  key_management_settings: {hosted_keys: [A], access_mode: readonly, tags: {C: 1}}\n",
         "keytide:\n",
         "  aws: {region: US_EAST}\n",
         "  keys: [{name: A, secret: a}, {name: \"1B\", secret: b}, {name: C, secret: c, template: \"{A}\"}]\n",
@@ -199,7 +199,6 @@ fn every_error_of_the_fields_is_found_in_one_run() {
     for (place, key) in [
         ("3:", "general_settings.key_management_settings.access_mode"),
         ("3:", "general_settings.key_management_settings.tags"),
-        ("3:", "LD_PRELOAD"),
         ("5:", "keytide.aws.region"),
         ("6:", "keytide.keys"),
         ("7:", "keytide.refresh.interval"),
@@ -218,6 +217,17 @@ fn every_error_of_the_fields_is_found_in_one_run() {
         let found = err.lines().any(|line| line.contains(&format!("keytide.yaml:{place}")) && line.contains(key));
         assert!(found, "no error for {key} in:\n{err}");
     }
+}
+
+#[test]
+fn names_that_change_how_programs_run_and_double_names_are_told() {
+    let litellm = "general_settings:\n  key_management_system: custom\n  key_management_settings: {hosted_keys: [A, LD_PRELOAD]}\n";
+    let err = refused(format!("{litellm}keytide:\n  aws: {{region: us-east-1}}\n  keys: [{{name: A, secret: a}}]\n"));
+    assert!(err.contains("hosted_keys[1]") && err.contains("allow_reserved: true"), "{err}");
+    assert!(
+        err.lines().any(|line| line.contains(":6:10:") && line.contains("keytide.yaml:3")),
+        "both places of A in:\n{err}"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::support::Stage;
 const ROUNDS: usize = 40;
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the seed, for who repeats a failure")]
 fn a_killed_daemon_leaves_whole_files_of_the_right_mode() {
     let seed =
         std::env::var("KEYTIDE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
