@@ -522,7 +522,6 @@ fn a_clock_that_jumps_is_corrected_by_that_of_aws() {
 }
 
 #[test]
-#[ignore = "a defect: the answers of STS do not correct the clock yet"]
 fn sessions_survive_a_clock_that_jumps() {
     paused(async {
         let scene = Scene::primary();

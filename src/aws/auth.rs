@@ -167,7 +167,9 @@ impl Auth {
                 return Ok(credentials.clone());
             }
         }
-        let renewed = self.obtain(now).await;
+        let renewed = self.obtain().await;
+        let now = self.connection.clock().now();
+        let valid = |credentials: &&Credentials| credentials.expiry().is_none_or(|expiry| expiry > now);
         cache.renewed = Some(Instant::now());
         match renewed {
             Ok(credentials) => {
@@ -188,7 +190,7 @@ impl Auth {
         }
     }
 
-    async fn obtain(&self, now: SystemTime) -> Result<Credentials, Problem> {
+    async fn obtain(&self) -> Result<Credentials, Problem> {
         match &self.way {
             Way::Static { access_key_id, secret_access_key, session_token } => Ok(Credentials::new(
                 access_key_id,
@@ -215,6 +217,8 @@ impl Auth {
                     parts.iter().all(|part| !part.is_empty())
                 });
                 let expiry = whole.and_then(|answer| SystemTime::try_from(*answer.expiration()).ok());
+                // By the clock as that answer set it.
+                let now = self.connection.clock().now();
                 let (Some(answer), Some(expiry)) = (whole, expiry.filter(|expiry| *expiry > now)) else {
                     return Err(Problem::new(
                         Reason::Unavailable,

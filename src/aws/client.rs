@@ -46,6 +46,9 @@ use crate::{
 /// How long a connection may take; the SDK's own default since 2026.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
+/// A clock that differs by more is corrected; by less, it is left to those who keep the machine's.
+const FAR_MS: u64 = 4 * 60 * 1000;
+
 /// What the clients of all services share.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -137,12 +140,16 @@ impl Clock {
         if ahead < 0 { now.checked_sub(by) } else { now.checked_add(by) }.unwrap_or(now)
     }
 
-    /// Takes AWS's word for the time: its `Date` header, in the format of RFC 9110, 5.6.7.
-    fn set(&self, date: &str) {
+    /// Takes AWS's word for the time where ours is far from it: the `Date` header of an answer, whatever else it says (RFC
+    /// 9110, 6.6.1). AWS refuses a signature whose time is five minutes off.
+    fn follow(&self, date: &str) {
         let Ok(theirs) = aws_smithy_types::DateTime::from_str(date, Format::HttpDate) else { return };
         let Ok(ours) = (self.now)().duration_since(SystemTime::UNIX_EPOCH) else { return };
         let (Ok(theirs), Ok(ours)) = (theirs.to_millis(), i64::try_from(ours.as_millis())) else { return };
-        self.ahead_ms.store(theirs.saturating_sub(ours), Ordering::Relaxed);
+        let ahead = theirs.saturating_sub(ours);
+        if ahead.saturating_sub(self.ahead_ms.load(Ordering::Relaxed)).unsigned_abs() > FAR_MS {
+            self.ahead_ms.store(ahead, Ordering::Relaxed);
+        }
     }
 }
 
@@ -185,10 +192,8 @@ impl Intercept for Count {
             Some(Err(error)) => CallOutcome::Failed(outcome::reason_in_flight(error)),
             None => CallOutcome::Failed(Reason::Unavailable),
         };
-        if outcome == CallOutcome::Failed(Reason::Clock)
-            && let Some(date) = context.response().and_then(|response| response.headers().get("date"))
-        {
-            self.clock.set(date);
+        if let Some(date) = context.response().and_then(|response| response.headers().get("date")) {
+            self.clock.follow(date);
         }
         let seconds = bag.load::<Started>().map_or(0.0, |started| started.0.elapsed().as_secs_f64());
         let (service, operation) = bag.load::<Metadata>().map_or(("", ""), |call| (call.service(), call.name()));
