@@ -19,6 +19,7 @@ mod canary;
 mod configuration;
 mod doors;
 mod files;
+mod identity;
 mod kill;
 mod outage;
 mod outputs;
