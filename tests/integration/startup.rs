@@ -6,7 +6,7 @@ use keytide_emulator::{Fault, FaultKind};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Stage, block, stderr, stdout, until};
+use crate::support::{Stage, USER, block, is_root, stderr, stdout, until};
 
 const SELDOM: &str = "interval: 700h, call_timeout: 5s";
 const TWO: &str = "keys:\n  - {name: A, secret: prod/a}\n  - {name: B, secret: prod/b}\n";
@@ -397,4 +397,33 @@ fn an_empty_list_of_hosted_keys_alone_starts_and_calls_nobody() {
     assert!(stage.aws.requests().is_empty());
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn the_first_process_of_a_container_hears_the_signal_to_end() {
+    let stage = Stage::new();
+    stage.aws.put("prod/a", "1");
+    stage.aws.put("prod/b", "2");
+    stage.config(&block(SELDOM, TWO));
+    let keytide = stage.command(&["run", "--config", &stage.path("keytide.yaml").display().to_string()]);
+    // A process namespace of its own: the kernel drops signals to its first process that have no handler.
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--pid", "--fork"]);
+    if is_root() {
+        let user = USER.to_string();
+        unshare.args(["--setgid", &user, "--setuid", &user]);
+    } else {
+        unshare.arg("--user");
+    }
+    unshare.arg(keytide.get_program()).args(keytide.get_args()).current_dir(stage.path(""));
+    unshare.env_clear().envs(keytide.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut parent = unshare.stderr(fs::File::create(stage.path("log")).unwrap()).spawn().unwrap();
+    stage.until_values(&json!({"A": "1", "B": "2"}));
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", parent.id())).unwrap();
+    let first = children.split_whitespace().next().unwrap();
+    let status = fs::read_to_string(format!("/proc/{first}/status")).unwrap();
+    assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
+    let first = rustix::process::Pid::from_raw(first.parse().unwrap()).unwrap();
+    rustix::process::kill_process(first, Signal::TERM).unwrap();
+    assert_eq!(parent.wait().unwrap().code(), Some(0), "{}", stage.read("log"));
 }
