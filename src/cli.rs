@@ -1,6 +1,7 @@
 //! The command line: what people type, what they read, and the exit codes.
 
 mod check;
+mod policy;
 mod run;
 mod status;
 
@@ -18,6 +19,8 @@ use clap_complete::Shell;
 
 use crate::{
     config::{self, Sources},
+    domain::identity::Account,
+    health::IdentityStatus,
     telemetry::{self, Level},
 };
 
@@ -49,6 +52,8 @@ enum Command {
     Run(RunArgs),
     /// Load and validate the configuration exactly as `run` does
     Check(CheckArgs),
+    /// Print the smallest IAM policies, and trust policies, that the configuration needs
+    Policy(PolicyArgs),
     /// Show each key's state, version and age, and each output; never a value
     Status(StatusArgs),
     /// Ask the running daemon for a refresh now, wait for it, and say what changed
@@ -95,6 +100,42 @@ struct CheckArgs {
     /// How many pods will use this configuration, for the calls a day
     #[arg(long, value_name = "N", default_value_t = 1)]
     replicas: u32,
+    /// Ask AWS: who is this, and may it read each secret? Nothing is changed
+    #[arg(long)]
+    online: bool,
+    /// Ask IAM as well about what cannot be tried: writes (iam:SimulatePrincipalPolicy)
+    #[arg(long, requires = "online")]
+    simulate: bool,
+    /// How the result is shown
+    #[arg(long, value_enum, default_value_t)]
+    output: Form,
+}
+
+#[derive(Debug, Args)]
+struct PolicyArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The account of the secrets, where no role of the configuration says it
+    #[arg(long, value_name = "ID", value_parser = account)]
+    account: Option<Account>,
+    /// The OIDC provider of the cluster (aws eks describe-cluster), for IRSA
+    #[arg(long, value_name = "URL")]
+    oidc_provider: Option<String>,
+    /// The service account of the pod, for IRSA
+    #[arg(long, value_name = "NAMESPACE:NAME")]
+    service_account: Option<String>,
+    /// The ARN of a KMS key that secrets are encrypted with, where that is not AWS's own; may be repeated
+    #[arg(long = "kms-key", value_name = "ARN")]
+    kms_keys: Vec<String>,
+    /// Only this document, bare, for `aws iam --policy-document file://…`
+    #[arg(long, value_enum)]
+    document: Option<policy::Kind>,
+    /// Only of this identity: the ARN of a role, or `base` for the one that a chain of roles begins with
+    #[arg(long, value_name = "ARN")]
+    of: Option<String>,
+    /// How the documents are shown
+    #[arg(long, value_enum, default_value_t)]
+    output: Form,
 }
 
 /// Where the running daemon listens.
@@ -151,7 +192,23 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
     telemetry::start(log_level);
     match command {
         Command::Run(args) => run::run(&args.config.sources(), args.once.then_some(args.timeout)),
-        Command::Check(args) => check::check(&args.config.sources(), args.shared_with_litellm, args.replicas),
+        Command::Check(CheckArgs { config, shared_with_litellm, replicas, online, simulate, output }) => {
+            let asked = check::Asked { shared_with_litellm, replicas, online, simulate };
+            check::check(&config.sources(), asked, output)
+        }
+        Command::Policy(PolicyArgs {
+            config,
+            account,
+            oidc_provider,
+            service_account,
+            kms_keys,
+            document,
+            of,
+            output,
+        }) => {
+            let options = policy::Options { account, oidc_provider, service_account, kms_keys, document, of };
+            policy::policy(&config.sources(), &options, output)
+        }
         Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
         Command::Refresh(args) => status::refresh(&args.socket.socket, args.accept_removals, args.output),
         Command::Schema => print(&format!("{:#}\n", config::schema())),
@@ -195,6 +252,32 @@ fn lines_of(lines: &[String]) -> String {
     lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
 }
 
+/// Who keytide is, the most important first.
+fn identity_lines(identity: &IdentityStatus) -> Vec<String> {
+    let IdentityStatus { kind, name, roles, caller, account, expected, region, expires, token_expires, overrides } =
+        identity;
+    let way = std::iter::once(format!("{kind} {name}")).chain(roles.iter().map(|role| format!("then {role}")));
+    let way: Vec<String> = way.collect();
+    let way = way.join(", ");
+    let mut lines = Vec::new();
+    let expires = expires.as_deref().map(|at| format!(", until {at}")).unwrap_or_default();
+    match (caller, account) {
+        (Some(caller), Some(account)) => {
+            lines.push(format!("{caller} in {region}{expires}"));
+            lines.push(format!("account {account}, by {way}"));
+        }
+        _ => lines.push(format!("{way} in {region}{expires}")),
+    }
+    if let Some(expected) = expected {
+        lines.push(format!("nobody but {expected}"));
+    }
+    if let Some(at) = token_expires {
+        lines.push(format!("its web identity token lasts until {at}"));
+    }
+    lines.extend(overrides.iter().cloned());
+    lines
+}
+
 /// Says on standard error why a command failed.
 fn complain(message: &str) {
     drop(writeln!(io::stderr(), "keytide: {message}"));
@@ -204,6 +287,10 @@ fn complain(message: &str) {
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(future))
+}
+
+fn account(text: &str) -> Result<Account, String> {
+    Account::parse(text).ok_or_else(|| "expected twelve digits".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

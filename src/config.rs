@@ -17,12 +17,15 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::domain::{
+    identity::{Expected, Role},
     mapping::{Format, Key, Origin, Request, Selection, Wholesale},
     names::{EnvName, FileName, KeyName, OutputName, SecretId},
     value::SecretValue,
 };
 
+mod aws;
 mod credentials;
+mod endpoints;
 mod fields;
 mod file;
 mod findings;
@@ -55,10 +58,21 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// The admin socket; `None` turns it off.
     pub admin: Option<PathBuf>,
-    /// True if the configuration asks to store virtual keys, which this version does not do.
-    pub store_virtual_keys: bool,
+    /// How virtual keys would be stored, which this version does not do; none if they are not to be.
+    pub virtual_keys: Option<VirtualKeys>,
     /// What the user should know, though it stops nothing: to be logged once at start, and shown by `check`.
     pub notices: Vec<String>,
+}
+
+/// How virtual keys are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualKeys {
+    /// What the names of their secrets begin with; ends in a slash. Default `litellm/`.
+    pub prefix: String,
+    /// The KMS key of their secrets. Default AWS's own.
+    pub kms_key_id: Option<String>,
+    /// The regions to which they are replicated. Default none.
+    pub replica_regions: Vec<String>,
 }
 
 /// The connection to AWS.
@@ -66,51 +80,131 @@ pub struct Config {
 pub struct Aws {
     /// The region of the secrets.
     pub region: String,
-    /// Where credentials come from.
-    pub credentials: Credentials,
-    /// `AWS_ENDPOINT_URL_SECRETS_MANAGER` or `AWS_ENDPOINT_URL`, where set.
-    pub secrets_manager_endpoint: Option<String>,
-    /// `aws_sts_endpoint`, `AWS_ENDPOINT_URL_STS` or `AWS_ENDPOINT_URL`, where set.
-    pub sts_endpoint: Option<String>,
+    /// Who reads.
+    pub reader: Identity,
+    /// Who writes virtual keys, where that is somebody else.
+    pub writer: Option<Identity>,
+    /// Where AWS is.
+    pub endpoints: Endpoints,
+    /// How it is reached.
+    pub network: Network,
+    /// What is not AWS's default and decides who sees the secrets, in sentences: endpoints, proxies, certificates.
+    pub overrides: Vec<String>,
 }
 
-/// The one way that was chosen to be somebody, by the order of the settings.
+/// Where AWS is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Of Secrets Manager, where it is not AWS's own.
+    pub secrets_manager: Option<String>,
+    /// Of STS, where it is not AWS's own.
+    pub sts: Option<String>,
+    /// The region that requests to this STS are signed for, where it is not that of the secrets.
+    pub sts_region: Option<String>,
+    /// Of IAM, where it is not AWS's own.
+    pub iam: Option<String>,
+    /// True: the FIPS endpoints.
+    pub fips: bool,
+    /// True: the dual-stack endpoints.
+    pub dual_stack: bool,
+}
+
+/// How AWS is reached.
+#[derive(Debug)]
+pub struct Network {
+    /// Time limit of a connection. Default 3.1 seconds, the SDK's own since 2026.
+    pub connect_timeout: Duration,
+    /// The URL of the proxy for https, which may hold a password; plain http never goes through one.
+    pub proxy: Option<SecretValue>,
+    /// The hosts that are reached without it: `NO_PROXY`.
+    pub no_proxy: Option<String>,
+    /// The certificates that are trusted instead of the system's: `SSL_CERT_FILE`.
+    pub trusted: Option<PathBuf>,
+    /// The certificates that are trusted beside those: `AWS_CA_BUNDLE`.
+    pub ca_bundle: Option<PathBuf>,
+}
+
+/// Somebody in AWS: credentials to begin with, roles that are assumed from there, and a proof.
+#[derive(Debug)]
+pub struct Identity {
+    /// What to begin with.
+    pub base: Credentials,
+    /// The roles to assume, one from the other.
+    pub roles: Vec<Role>,
+    /// Whom this must turn out to be.
+    pub expected: Expected,
+}
+
+/// What to begin with: the one way that was chosen by the order of the settings.
 #[derive(Debug)]
 pub enum Credentials {
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and perhaps `AWS_SESSION_TOKEN`.
-    Static {
-        /// The id, which is not secret.
-        access_key_id: String,
-        /// The secret key.
-        secret_access_key: SecretValue,
-        /// The session token of temporary credentials.
-        session_token: Option<SecretValue>,
-    },
-    /// Static keys of a profile in the shared files.
-    Profile {
-        /// The profile's name.
-        name: String,
-        /// `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`.
-        credentials_file: PathBuf,
-        /// `AWS_CONFIG_FILE` or `~/.aws/config`.
-        config_file: PathBuf,
-    },
-    /// A web-identity token (IRSA), read again at every renewal.
+    Static(StaticKeys),
+    /// A profile of the shared files, resolved at every renewal.
+    Profile(Profile),
+    /// A web-identity token (IRSA).
     WebIdentity {
-        /// ARN of the role (`AWS_ROLE_ARN`).
-        role_arn: String,
-        /// `AWS_ROLE_SESSION_NAME`, or a name of ours.
-        session_name: String,
-        /// The file of the token (`AWS_WEB_IDENTITY_TOKEN_FILE`).
-        token_file: PathBuf,
+        /// The role that it is exchanged for.
+        role: Role,
+        /// Where it is.
+        token: Token,
     },
+    /// The agent of EKS Pod Identity, or of ECS.
+    Container(Container),
+    /// The node's role, by the instance metadata service at this address.
+    Instance(SocketAddr),
     /// Nothing says who keytide is. `check` goes on, so that a file can be checked anywhere; `run` refuses.
     Missing,
-    /// What the settings ask for is not in this version. `run` refuses.
-    Unsupported {
-        /// What it is, without values.
-        reason: String,
-    },
+}
+
+/// Static keys.
+#[derive(Debug)]
+pub struct StaticKeys {
+    /// The id, which is not secret.
+    pub access_key_id: String,
+    /// The secret key.
+    pub secret_access_key: SecretValue,
+    /// The session token of temporary credentials.
+    pub session_token: Option<SecretValue>,
+}
+
+/// A profile, and what a profile may refer to.
+#[derive(Debug)]
+pub struct Profile {
+    /// The profile's name.
+    pub name: String,
+    /// `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`.
+    pub credentials_file: PathBuf,
+    /// `AWS_CONFIG_FILE` or `~/.aws/config`.
+    pub config_file: PathBuf,
+    /// The name of a session that the profile does not name.
+    pub session_name: String,
+    /// What `credential_source = Environment` means.
+    pub environment: Option<StaticKeys>,
+    /// What `credential_source = EcsContainer` means.
+    pub container: Option<Container>,
+    /// What `credential_source = Ec2InstanceMetadata` means; none unless the node's role is allowed.
+    pub instance: Option<SocketAddr>,
+}
+
+/// Where a web-identity token, or that of a container agent, is.
+#[derive(Debug)]
+pub enum Token {
+    /// In a file, read again at every renewal.
+    File(PathBuf),
+    /// In the configuration or the environment: it cannot be renewed.
+    Text(SecretValue),
+}
+
+/// The agent of EKS Pod Identity, or of ECS.
+#[derive(Debug)]
+pub struct Container {
+    /// Where it listens: an address of this machine or a link-local one.
+    pub address: SocketAddr,
+    /// The path of the request.
+    pub path: String,
+    /// What it wants to see.
+    pub token: Option<Token>,
 }
 
 /// When and how values are read.
@@ -352,13 +446,13 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 /// The rules that span fields.
 fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mut Findings<'_>) -> Option<Config> {
     let ours = ours.unwrap_or_else(|| Ours::defaults(findings));
-    let aws = credentials::choose(&sources.config, &ours, &theirs, findings);
-    let Ours { primary, keys, refresh, outputs, state, http, admin, .. } = ours;
+    let aws = choose_aws(&sources.config, &ours, &theirs, findings);
+    let Ours { aws: _, writer: _, primary, keys, refresh, outputs, state, http, admin } = ours;
     let wholesale = check_wholesale(primary.clone(), theirs.wholesale.clone(), findings);
     let keys =
         check_keys(keys, theirs.keys, primary.as_ref(), theirs.primary.as_ref(), !wholesale.is_empty(), findings);
     check_renamed(&keys, &wholesale, findings);
-    if keys.is_empty() && wholesale.is_empty() && !theirs.store_virtual_keys && findings.errors.is_empty() {
+    if keys.is_empty() && wholesale.is_empty() && theirs.virtual_keys.is_none() && findings.errors.is_empty() {
         let message = "nothing to do: give keys to read (keytide.keys, keytide.primary_secret, or hosted_keys in \
                        LiteLLM's block)";
         findings.error(&Place::file(&sources.config), message);
@@ -379,9 +473,27 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mu
         state: state.value,
         http,
         admin,
-        store_virtual_keys: theirs.store_virtual_keys,
+        virtual_keys: theirs.virtual_keys,
         notices: Vec::new(),
     })
+}
+
+fn choose_aws(config: &Path, ours: &Ours, theirs: &Theirs, findings: &mut Findings<'_>) -> Option<Aws> {
+    let region = endpoints::region(config, &ours.aws, &theirs.aws, findings);
+    let reader = credentials::reader(&ours.aws, &theirs.aws, findings);
+    let writer = ours.writer.as_ref().map(|writer| {
+        if theirs.virtual_keys.is_none() {
+            findings.notice(&writer.place, "nobody writes: virtual keys are not stored (store_virtual_keys)");
+        }
+        credentials::writer(writer, &ours.aws, &theirs.aws, findings)
+    });
+    let (endpoints, mut overrides) = endpoints::choose(region.as_deref(), &ours.aws, &theirs.aws, findings);
+    let network = endpoints::network(&ours.aws, &mut overrides, findings);
+    let writer = match writer {
+        Some(writer) => Some(writer?),
+        None => None,
+    };
+    Some(Aws { region: region?, reader: reader?, writer, endpoints, network, overrides })
 }
 
 fn check_wholesale(
@@ -554,23 +666,26 @@ fn check_paths(outputs: &[Given<Output>], state: &Given<State>, admin: Option<&P
     }
 }
 
-// === impl Credentials ===
+// === impl Identity ===
 
-impl Credentials {
+impl Identity {
     /// Why keytide cannot be anybody, where it cannot: `run` refuses with it, if anything is to be read.
     #[must_use]
-    pub fn missing(&self) -> Option<String> {
-        match self {
-            Self::Static { .. } | Self::Profile { .. } | Self::WebIdentity { .. } => None,
-            Self::Missing => Some(
-                "no AWS credentials: AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE are not set. On EKS, the service \
-                 account needs the annotation eks.amazonaws.com/role-arn, and the pod must have been made after it by a \
-                 cluster with the EKS pod identity webhook; or mount a projected token and set both variables. The \
-                 node's role is never used"
-                    .to_owned(),
-            ),
-            Self::Unsupported { reason } => Some(reason.clone()),
-        }
+    pub fn missing(&self) -> Option<&'static str> {
+        matches!(self.base, Credentials::Missing).then_some(
+            "no AWS credentials: neither IRSA (AWS_ROLE_ARN, AWS_WEB_IDENTITY_TOKEN_FILE) nor EKS Pod Identity \
+             (AWS_CONTAINER_CREDENTIALS_FULL_URI) is set, and there are no static keys and no profile. For IRSA the \
+             service account needs the annotation eks.amazonaws.com/role-arn, and the pod must have been made after it, \
+             by a cluster with the EKS pod identity webhook, without eks.amazonaws.com/skip-containers for this \
+             container; or mount a projected token and set both variables. For Pod Identity the service account needs an \
+             association, made before the pod. The node's role is used only with aws.allow_instance_role",
+        )
+    }
+
+    /// The roles in the order in which they are assumed, also the one of a web identity.
+    pub fn all_roles(&self) -> impl Iterator<Item = &Role> {
+        let first = if let Credentials::WebIdentity { role, .. } = &self.base { Some(role) } else { None };
+        first.into_iter().chain(&self.roles)
     }
 }
 

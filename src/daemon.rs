@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{auth::Auth, client::Connection},
-    config::{self, Config, Environment, OutputKind, Sources},
+    config::{self, Config, Credentials, Endpoints, Environment, Identity, OutputKind, Sources},
     health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, Status},
     http::{self, Admin, Port},
     metrics::Metrics,
@@ -75,8 +75,7 @@ impl Daemon {
     /// # Errors
     /// If a directory, a socket or the identity cannot be used, with what to do.
     pub async fn build(config: Config, world: World) -> anyhow::Result<Self> {
-        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, store_virtual_keys: _, notices: _ } =
-            config;
+        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys: _, notices: _ } = config;
         let World { now, in_pod, origin, once, hangup, random } = world;
         let mapping = Mapping::new(keys, wholesale);
         let reads = !mapping.requests().is_empty();
@@ -93,8 +92,13 @@ impl Daemon {
         } else {
             Vec::new()
         };
-        let region = aws.region.clone();
-        let source = if reads { Some(reader(aws, refresh.call_timeout, now, &metrics)?) } else { None };
+        let identity = described(&aws, &aws.reader);
+        let source = if reads {
+            let connection = connect(&aws, refresh.call_timeout, now, &metrics)?;
+            Some(reader(aws, &connection)?)
+        } else {
+            None
+        };
         let state = if reads { Some(State::open(&state.directory, state.allow_disk)?) } else { None };
         let recovered = recover(state.as_ref(), &metrics);
         for ((output, key), value) in recovered.kept {
@@ -103,13 +107,6 @@ impl Daemon {
             }
         }
         let ledger = Ledger::recovered(&mapping, recovered.good, recovered.applied);
-        let identity = match &source {
-            Some(reader) => {
-                let identity = reader.auth.identity().await;
-                IdentityStatus { kind: identity.kind.to_owned(), name: identity.name, region, expires: None }
-            }
-            None => IdentityStatus { region, ..IdentityStatus::default() },
-        };
         let since = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -273,18 +270,60 @@ impl Reload {
     }
 }
 
-fn reader(
-    aws: config::Aws,
+/// Somebody in the words of the configuration; nobody is asked.
+#[must_use]
+pub fn described(aws: &config::Aws, identity: &Identity) -> IdentityStatus {
+    let Identity { base, roles, expected } = identity;
+    let (kind, name) = match base {
+        Credentials::Static(keys) => ("static", keys.access_key_id.clone()),
+        Credentials::Profile(profile) => ("profile", profile.name.clone()),
+        Credentials::WebIdentity { role, .. } => ("web_identity", role.arn.to_string()),
+        Credentials::Container(container) => ("container", container.address.to_string()),
+        Credentials::Instance(address) => ("instance", address.to_string()),
+        Credentials::Missing => ("none", String::new()),
+    };
+    IdentityStatus {
+        kind: kind.to_owned(),
+        name,
+        roles: roles.iter().map(|role| role.arn.to_string()).collect(),
+        expected: expected.is_set().then(|| expected.to_string()),
+        region: aws.region.clone(),
+        overrides: aws.overrides.clone(),
+        ..IdentityStatus::default()
+    }
+}
+
+/// The connection that all clients share.
+///
+/// # Errors
+/// If the network's settings cannot be used.
+pub fn connect(
+    aws: &config::Aws,
     call_timeout: Duration,
     now: fn() -> SystemTime,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<Reader> {
-    let connection = Connection::new(&aws.region, call_timeout, now, Arc::clone(metrics));
-    let endpoint = aws.secrets_manager_endpoint.clone();
+) -> anyhow::Result<Connection> {
+    Ok(Connection::new(aws, call_timeout, now, Arc::clone(metrics))?)
+}
+
+/// Somebody in AWS, not yet asked for credentials.
+///
+/// # Errors
+/// If nothing says who that is.
+pub fn identity(identity: Identity, endpoints: &Endpoints, connection: &Connection) -> anyhow::Result<Arc<Auth>> {
+    Auth::new(identity, endpoints, connection.clone()).map_err(|problem| anyhow::anyhow!(problem.message))
+}
+
+/// Whoever reads, with the client that asks for it; nothing is asked yet.
+///
+/// # Errors
+/// If nothing says who keytide is.
+pub fn reader(aws: config::Aws, connection: &Connection) -> anyhow::Result<Reader> {
+    let config::Aws { reader, endpoints, region: _, writer: _, network: _, overrides: _ } = aws;
+    let auth = identity(reader, &endpoints, connection)?;
     let interceptor = connection.interceptor();
-    let auth = Auth::new(aws, connection, Arc::clone(metrics)).map_err(|problem| anyhow::anyhow!(problem.message))?;
     let mut builder = aws_sdk_secretsmanager::config::Builder::from(&auth.sdk_config()).interceptor(interceptor);
-    builder.set_endpoint_url(endpoint);
+    builder.set_endpoint_url(endpoints.secrets_manager);
     let client = aws_sdk_secretsmanager::Client::from_conf(builder.build());
     Ok(Reader { source: Source::new(client, Arc::clone(&auth)), auth })
 }

@@ -1,5 +1,6 @@
 //! Names, values and mappings: what every other module speaks of. Knows nothing of files, AWS or time.
 
+pub mod identity;
 pub mod mapping;
 pub mod names;
 pub mod snapshot;

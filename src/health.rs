@@ -68,14 +68,26 @@ pub struct Status {
 /// Who keytide is in AWS.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct IdentityStatus {
-    /// `static`, `profile` or `web_identity`.
+    /// How credentials come: `static`, `profile`, `web_identity`, `container` or `instance`.
     pub kind: String,
-    /// The access key id, the profile or the role.
+    /// The access key id, the profile, the role of the web identity, or the address of the agent.
     pub name: String,
+    /// The roles that are assumed from there, one from the other.
+    pub roles: Vec<String>,
+    /// Who that is, as STS says: the ARN with the session's name. None where STS was not asked.
+    pub caller: Option<String>,
+    /// The account of that.
+    pub account: Option<String>,
+    /// Whom `expect_role` expects; then nobody else is used.
+    pub expected: Option<String>,
     /// The region.
     pub region: String,
     /// When the credentials end, where they do.
     pub expires: Option<String>,
+    /// When the web identity token that was last exchanged ends, where it says so.
+    pub token_expires: Option<String>,
+    /// What is not AWS's default and decides who sees the secrets: endpoints, a proxy, certificates.
+    pub overrides: Vec<String>,
 }
 
 /// The reads.

@@ -31,6 +31,8 @@ pub struct Metrics {
     config_reloads: IntCounterVec,
     config_valid: IntGauge,
     credentials_expiry: IntGauge,
+    web_identity_token_expiry: IntGauge,
+    identity_refusals: IntCounter,
     ready: IntGauge,
 }
 
@@ -184,6 +186,16 @@ impl Metrics {
                 "keytide_credentials_expiry_timestamp_seconds",
                 "When the credentials in use end; 0 if they do not, or there are none.",
             ),
+            web_identity_token_expiry: gauge(
+                r,
+                "keytide_web_identity_token_expiry_timestamp_seconds",
+                "When the web identity token that was last exchanged ends; 0 if it does not say, or none was.",
+            ),
+            identity_refusals: counter(
+                r,
+                "keytide_identity_refusals_total",
+                "Credentials that were not used, since they are somebody's whom expect_role does not expect.",
+            ),
             ready: gauge(r, "keytide_ready", "1 if /readyz answers 200."),
             registry,
         };
@@ -306,6 +318,16 @@ impl Metrics {
     /// When the credentials end, in seconds since the Unix epoch.
     pub fn credentials_expiry(&self, at: Option<i64>) {
         self.credentials_expiry.set(at.unwrap_or(0));
+    }
+
+    /// When the web-identity token ends, in seconds since the Unix epoch.
+    pub fn web_identity_token_expiry(&self, at: Option<i64>) {
+        self.web_identity_token_expiry.set(at.unwrap_or(0));
+    }
+
+    /// Credentials turned out to be somebody else's.
+    pub fn identity_refused(&self) {
+        self.identity_refusals.inc();
     }
 
     /// Whether `/readyz` would answer 200.

@@ -2,4 +2,5 @@
 
 pub mod change;
 pub mod fan_out;
+pub mod policy;
 pub mod schedule;

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aws::auth::Auth,
+    aws::auth::{Auth, Known},
     config::{OnMissing, Refresh},
     domain::{
         mapping::Request,
@@ -98,12 +98,20 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
-/// The first refresh was not complete in time.
+/// Why there will be no first refresh.
 #[derive(Debug, Error)]
-#[error("the first refresh was not complete within {} s; missing: {missing}", timeout.as_secs())]
-pub struct StartTimeout {
-    timeout: Duration,
-    missing: String,
+pub enum StartError {
+    /// It was not complete in time.
+    #[error("the first refresh was not complete within {} s; missing: {missing}", timeout.as_secs())]
+    TooLate {
+        /// The time limit.
+        timeout: Duration,
+        /// What is missing, and why.
+        missing: String,
+    },
+    /// The credentials are somebody's whom the configuration does not expect: waiting would not help.
+    #[error("{0}")]
+    UnexpectedIdentity(Problem),
 }
 
 /// How the worker ended.
@@ -158,7 +166,7 @@ impl Pull {
         mut wanted: mpsc::Receiver<Wanted>,
         signal: Arc<Notify>,
         hints: Arc<Notify>,
-    ) -> Result<Ended, StartTimeout> {
+    ) -> Result<Ended, StartError> {
         let now = Instant::now();
         let reads = self.source.is_some();
         let mut progress = Progress {
@@ -239,6 +247,12 @@ impl Pull {
                 () = until(progress.deadline) => return Err(self.too_late(&progress)),
                 snapshot = read(self.source.as_mut(), &requests) => snapshot,
             };
+            let refused = |problem: &&Problem| problem.reason == Reason::UnexpectedIdentity;
+            if let Some(problem) = snapshot.values().filter_map(|answer| answer.as_ref().err()).find(refused)
+                && !progress.complete
+            {
+                return Err(StartError::UnexpectedIdentity(problem.clone()));
+            }
             let accept_removals = asked.iter().any(|wanted| wanted.accept_removals);
             let report = self.take_in(&mut progress, snapshot, accept_removals, began).await;
             self.plan_next(&mut progress, !retry);
@@ -291,8 +305,8 @@ impl Pull {
         }
         let outcome = if complete { RefreshOutcome::Complete } else { RefreshOutcome::Incomplete };
         self.metrics.refresh(outcome, began.elapsed().as_secs_f64(), at);
-        let identity = match &self.source {
-            Some(reader) => Some(reader.auth.identity().await),
+        let known = match &self.source {
+            Some(reader) => Some(reader.auth.known().await),
             None => None,
         };
         let count = progress.refreshes;
@@ -302,8 +316,11 @@ impl Pull {
                 status.refresh.last_complete = timestamp(at);
             }
             status.refresh.count = count;
-            if let Some(identity) = identity {
-                status.identity.expires = identity.expires_at.and_then(timestamp);
+            if let Some(Known { caller, expires_at, token_expires_at }) = known {
+                status.identity.account = caller.as_ref().map(|caller| caller.account().to_string());
+                status.identity.caller = caller.map(|caller| caller.to_string());
+                status.identity.expires = expires_at.and_then(timestamp);
+                status.identity.token_expires = token_expires_at.and_then(timestamp);
             }
         });
         let names = |names: &BTreeSet<KeyName>| names.iter().map(ToString::to_string).collect();
@@ -543,7 +560,7 @@ impl Pull {
         read && progress.complete && self.problems().is_empty() && progress.output_problems.is_empty()
     }
 
-    fn too_late(&self, progress: &Progress) -> StartTimeout {
+    fn too_late(&self, progress: &Progress) -> StartError {
         let skip = self.refresh.on_missing == OnMissing::Skip;
         let missing = self.ledger.missing(&self.mapping, skip);
         let mut lines: Vec<String> = missing.iter().map(|(what, problem)| format!("{what}: {problem}")).collect();
@@ -551,7 +568,8 @@ impl Pull {
         if lines.is_empty() {
             lines = self.problems();
         }
-        StartTimeout { timeout: self.once.unwrap_or(self.refresh.startup_timeout), missing: some_of(lines.iter()) }
+        let timeout = self.once.unwrap_or(self.refresh.startup_timeout);
+        StartError::TooLate { timeout, missing: some_of(lines.iter()) }
     }
 }
 

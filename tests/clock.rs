@@ -30,9 +30,13 @@ use std::{
 };
 
 use keytide::{
-    config::{Aws, Config, Credentials, FileAccess, OnMissing, Output, OutputKind, Refresh, State},
+    config::{
+        Aws, Config, Credentials, Endpoints, FileAccess, Identity, Network, OnMissing, Output, OutputKind, Refresh,
+        State, StaticKeys, Token,
+    },
     daemon::{Daemon, World},
     domain::{
+        identity::{self, Expected, RoleArn},
         mapping::{Format, Key, Origin, Request, Selection, Wholesale},
         names::{KeyName, OutputName, SecretId},
         value::SecretValue,
@@ -59,7 +63,9 @@ const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 const GET: &str = "GetSecretValue";
 const BATCH: &str = "BatchGetSecretValue";
-const ASSUME: &str = "AssumeRoleWithWebIdentity";
+const EXCHANGE: &str = "AssumeRoleWithWebIdentity";
+const ASSUME: &str = "AssumeRole";
+const WHO: &str = "GetCallerIdentity";
 
 thread_local! {
     /// What keytide's wall clock shows. Each test has a thread of its own, and its daemon runs there and nowhere else.
@@ -118,13 +124,25 @@ impl Scene {
         Config {
             aws: Aws {
                 region: "us-east-1".to_owned(),
-                credentials: Credentials::Static {
-                    access_key_id,
-                    secret_access_key: SecretValue::new(secret_access_key),
-                    session_token: None,
+                reader: Identity {
+                    base: Credentials::Static(StaticKeys {
+                        access_key_id,
+                        secret_access_key: SecretValue::new(secret_access_key),
+                        session_token: None,
+                    }),
+                    roles: Vec::new(),
+                    expected: Expected::default(),
                 },
-                secrets_manager_endpoint: Some(url.clone()),
-                sts_endpoint: Some(url),
+                writer: None,
+                endpoints: Endpoints { secrets_manager: Some(url.clone()), sts: Some(url), ..Endpoints::default() },
+                network: Network {
+                    connect_timeout: Duration::from_secs(3),
+                    proxy: None,
+                    no_proxy: None,
+                    trusted: None,
+                    ca_bundle: None,
+                },
+                overrides: Vec::new(),
             },
             keys: Vec::new(),
             wholesale: vec![Wholesale { request: request("app"), rename: BTreeMap::new() }],
@@ -148,7 +166,7 @@ impl Scene {
             state: State { directory: self.directory.path().join(".keytide"), allow_disk: false },
             http: Some(([127, 0, 0, 1], 0).into()),
             admin: None,
-            store_virtual_keys: false,
+            virtual_keys: None,
             notices: Vec::new(),
         }
     }
@@ -169,9 +187,25 @@ impl Scene {
         let token_file = self.directory.path().join("token");
         // {"alg":"none"}, {"sub":"pod"}, and something for a signature.
         fs::write(&token_file, "eyJhbGciOiJub25lIn0.eyJzdWIiOiJwb2QifQ.c2ln\n").unwrap();
-        let role_arn = self.aws.add_role(Role::new("keytide").trusts_web_identity().allow(Statement::everything()));
+        let arn = self.aws.add_role(Role::new("keytide").trusts_web_identity().allow(Statement::everything()));
         let mut config = self.config();
-        config.aws.credentials = Credentials::WebIdentity { role_arn, session_name: "keytide".to_owned(), token_file };
+        config.aws.reader.base = Credentials::WebIdentity { role: role(&arn), token: Token::File(token_file) };
+        config
+    }
+
+    /// The same with a second role, which the first one assumes.
+    fn config_of_chain(&self) -> Config {
+        let mut config = self.config_of_web_identity();
+        let last = Role::new("last").trusts("arn:aws:iam::123456789012:role/keytide").allow(Statement::everything());
+        config.aws.reader.roles = vec![role(&self.aws.add_role(last))];
+        config
+    }
+
+    /// Static keys, and a role that their user assumes.
+    fn config_of_role(&self) -> Config {
+        let mut config = self.config();
+        let trusting = Role::new("app").trusts("arn:aws:iam::123456789012:user/keytide").allow(Statement::everything());
+        config.aws.reader.roles = vec![role(&self.aws.add_role(trusting))];
         config
     }
 
@@ -296,6 +330,10 @@ fn time(ms: u64) -> SystemTime {
 
 fn secret(n: usize) -> String {
     format!("app/key-{n:03}")
+}
+
+fn role(arn: &str) -> identity::Role {
+    identity::Role::plain(RoleArn::parse(arn).unwrap(), "keytide".to_owned())
 }
 
 fn request(secret: &str) -> Request {
@@ -444,7 +482,7 @@ fn a_session_is_used_until_shortly_before_its_end() {
         let scene = Scene::primary();
         let mut running = scene.run(scene.config_of_web_identity(), 4).await;
         running.steps_for(DAY).await;
-        let (sessions, reads) = (scene.aws.count(ASSUME), scene.aws.count(GET));
+        let (sessions, reads) = (scene.aws.count(EXCHANGE), scene.aws.count(GET));
         assert!((24..=30).contains(&sessions), "sessions of one hour in a day: {sessions}");
         assert_eq!(u64::try_from(reads).unwrap(), running.refreshes());
         let requests = scene.aws.requests();
@@ -452,6 +490,103 @@ fn a_session_is_used_until_shortly_before_its_end() {
         assert!(requests.iter().all(|request| request.outcome == "200"), "no session was used after its end");
         running.end().await;
     });
+}
+
+/// How many calls there were to STS, of each kind.
+fn sts(aws: &Emulator) -> (usize, usize, usize) {
+    (aws.count(EXCHANGE), aws.count(ASSUME), aws.count(WHO))
+}
+
+#[test]
+fn a_day_of_a_chain_of_two_roles_makes_as_many_sts_calls_as_sessions_end() {
+    for seed in [20, 21, 22] {
+        paused(async {
+            let scene = Scene::primary();
+            let mut running = scene.run(scene.config_of_chain(), seed).await;
+            running.steps_for(DAY).await;
+            let (first, second, who) = sts(&scene.aws);
+            assert!(first + second <= 54, "{first} + {second}");
+            assert!(first >= 24 && second >= 24, "sessions of one hour: {first}, {second}");
+            assert_eq!(who, 0, "nobody asked for a proof");
+            assert_eq!(u64::try_from(scene.aws.count(GET)).unwrap(), running.refreshes());
+            let requests = scene.aws.requests();
+            assert!(requests.iter().all(|request| request.outcome == "200"), "no session was used after its end");
+            running.end().await;
+        });
+    }
+}
+
+#[test]
+fn an_expected_role_is_proved_once_a_session() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut config = scene.config_of_chain();
+        config.aws.reader.expected.role = RoleArn::parse("arn:aws:iam::123456789012:role/last");
+        let mut running = scene.run(config, 23).await;
+        running.steps_for(DAY).await;
+        let (_, sessions, who) = sts(&scene.aws);
+        assert_eq!(who, sessions);
+        running.end().await;
+    });
+}
+
+#[test]
+fn a_role_over_static_keys_asks_once_who_they_are() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config_of_role(), 24).await;
+        running.steps_for(DAY).await;
+        let (exchanges, sessions, who) = sts(&scene.aws);
+        assert_eq!((exchanges, who), (0, 1));
+        assert!((24..=27).contains(&sessions), "{sessions}");
+        assert_eq!(running.states(), ["fresh"]);
+        running.end().await;
+    });
+}
+
+#[test]
+fn static_keys_never_ask_sts() {
+    paused(async {
+        let scene = Scene::primary();
+        let mut running = scene.run(scene.config(), 25).await;
+        running.steps_for(DAY).await;
+        assert_eq!(sts(&scene.aws), (0, 0, 0));
+        running.end().await;
+    });
+}
+
+#[test]
+fn an_hour_without_sts_costs_nothing_before_the_sessions_end_and_no_value_after() {
+    for kind in [
+        FaultKind::Throttle,
+        FaultKind::InternalError,
+        FaultKind::Body("<html>not STS</html>".to_owned()),
+        FaultKind::CutAfter(40),
+    ] {
+        paused(async {
+            let scene = Scene::primary();
+            let mut running = scene.run(scene.config_of_chain(), 26).await;
+            let content = scene.content();
+            for action in [EXCHANGE, ASSUME, WHO] {
+                scene.aws.fault(Fault::on(action).kind(kind.clone()));
+            }
+            scene.aws.clear_requests();
+            running.steps_for(Duration::from_mins(50)).await;
+            assert_eq!(running.states(), ["fresh"], "the session lasts");
+            assert_eq!(sts(&scene.aws), (0, 0, 0), "and nobody is asked before it is time");
+            running.steps_for(Duration::from_mins(70)).await;
+            let state = running.states();
+            assert!(["stale (throttled)", "stale (unavailable)"].contains(&state.join(",").as_str()), "{state:?}");
+            assert_eq!(scene.content(), content);
+            assert_eq!(running.health.ready(), Verdict::Yes);
+            let (first, second, _) = sts(&scene.aws);
+            assert!(first + second <= 2 * 120, "no more than two attempts a minute: {first} + {second}");
+            scene.aws.clear_faults();
+            running.step().await;
+            assert_eq!(running.states(), ["fresh"], "recovery needs nothing but the next attempt");
+            running.end().await;
+        });
+    }
 }
 
 #[test]
@@ -533,7 +668,7 @@ fn sessions_survive_a_clock_that_jumps() {
         jump(&mut running, OURS.get() - hours).await;
         running.steps_for(4 * HOUR).await;
         assert_eq!(running.states(), ["fresh"]);
-        let sessions = scene.aws.count(ASSUME);
+        let sessions = scene.aws.count(EXCHANGE);
         assert!(sessions <= 16, "{sessions}");
         running.end().await;
     });

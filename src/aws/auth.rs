@@ -1,38 +1,41 @@
-//! Who keytide is: one source of credentials, kept until they end, renewed early by one caller for all.
+//! Who keytide is: a chain of hops, each with one way to get credentials, kept until they end, renewed early by one caller
+//! for all.
 //!
 //! The SDK's own chain is not used: it ends at the node's role, which would answer for a pod whose own identity is
 //! missing, and its cache throws away credentials that are still valid.
 
+mod agent;
+mod profile;
+mod session;
+mod sts;
+mod token;
+
 use std::{
-    path::{Path, PathBuf},
+    collections::VecDeque,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use aws_credential_types::{
-    Credentials,
-    provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError, future},
-};
-use aws_runtime::env_config::{
-    file::{EnvConfigFileKind, EnvConfigFiles},
-    section::{EnvConfigSections, Profile},
-    source,
-};
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError, future};
 use aws_sdk_sts::config::IdentityCache;
-use aws_types::{
-    SdkConfig,
-    os_shim_internal::{Env, Fs},
-};
+use aws_types::SdkConfig;
+use futures_util::future::BoxFuture;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{client::Connection, outcome::Failure};
+use self::{
+    profile::Base,
+    session::Session,
+    sts::{Refusal, Sts},
+};
+use super::client::{Clock, Connection};
 use crate::{
-    config,
+    config::{Container, Credentials, Endpoints, Identity, Profile, StaticKeys, Token},
     domain::{
+        identity::{Caller, Expected, Role, RoleArn},
         snapshot::{Problem, Reason},
-        value::SecretValue,
     },
-    metrics::Metrics,
+    metrics::{CallOutcome, Metrics},
 };
 
 /// Credentials are renewed this long before they end, or after four fifths of their life if that is later.
@@ -40,43 +43,69 @@ const RENEW_BEFORE: Duration = Duration::from_mins(5);
 /// After a renewal that failed while the old credentials are valid, and after credentials that AWS did not accept, the
 /// next attempt waits as long.
 const PAUSE: Duration = Duration::from_mins(1);
-/// A token of a service account has about 1 KiB.
-const LARGEST_TOKEN: u64 = 64 * 1024;
+/// Those who ask while somebody fails get the same answer: calls that are under way together do not each ask STS.
+const SHARED: Duration = Duration::from_millis(250);
 
-/// The one cache of credentials of a process.
+/// One hop: the one cache of its credentials in this process.
 #[derive(Debug)]
 pub struct Auth {
     way: Way,
-    connection: Connection,
-    metrics: Arc<Metrics>,
+    expected: Expected,
+    world: Arc<World>,
+    /// True for the hop that reads or writes, whose credentials are the ones that metrics speak of.
+    last: bool,
     cache: Mutex<Cache>,
 }
 
 /// Who keytide is, for status; nothing in it is secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// How the credentials come: `static`, `profile` or `web_identity`.
-    pub kind: &'static str,
-    /// The access key id, the profile or the role.
-    pub name: String,
-    /// When they end, in seconds since the Unix epoch.
+pub struct Known {
+    /// Whom STS calls this, where it was asked or said so.
+    pub caller: Option<Caller>,
+    /// When the credentials end, in seconds since the Unix epoch.
     pub expires_at: Option<i64>,
+    /// When the web-identity token that was last used ends, in seconds since the Unix epoch.
+    pub token_expires_at: Option<i64>,
+}
+
+/// What all hops share.
+#[derive(Debug)]
+struct World {
+    sts: Sts,
+    connection: Connection,
 }
 
 #[derive(Debug)]
 enum Way {
-    Static { access_key_id: String, secret_access_key: SecretValue, session_token: Option<SecretValue> },
-    Profile { name: String, credentials_file: PathBuf, config_file: PathBuf },
-    WebIdentity { role_arn: String, session_name: String, token_file: PathBuf, sts: aws_sdk_sts::Client },
+    Static(StaticKeys),
+    Profile(Profile),
+    WebIdentity { role: Role, token: Token },
+    Container(Container),
+    Instance(SocketAddr),
+    Role { role: Role, before: Arc<Auth>, probe: bool },
 }
 
 #[derive(Debug, Default)]
 struct Cache {
-    credentials: Option<Credentials>,
+    session: Option<Session>,
     renew_at: Option<SystemTime>,
-    /// When the credentials were last renewed or refused.
+    /// When the credentials were last renewed, or the last attempt failed.
     renewed: Option<Instant>,
+    failed: Option<(Instant, Problem)>,
     rejected: bool,
+    before: Before,
+    token_expires_at: Option<i64>,
+}
+
+/// What is known of the hop before a role, where that is perhaps the role itself.
+#[derive(Debug, Default)]
+enum Before {
+    #[default]
+    Unknown,
+    /// Somebody else: the role is assumed.
+    Other,
+    /// The role itself, with the credentials of this id: they are used as they are.
+    Same(String),
 }
 
 /// What the SDK is given: the same cache.
@@ -86,37 +115,45 @@ struct Provider(Arc<Auth>);
 // === impl Auth ===
 
 impl Auth {
-    /// Prepares the way that the configuration chose. Nothing is read or asked yet.
+    /// Prepares the chain that the configuration chose. Nothing is read or asked yet.
     ///
     /// # Errors
     /// If the configuration chose none.
-    pub fn new(aws: config::Aws, connection: Connection, metrics: Arc<Metrics>) -> Result<Arc<Self>, Problem> {
-        let config::Aws { credentials, sts_endpoint, .. } = aws;
-        let way = match credentials {
-            config::Credentials::Static { access_key_id, secret_access_key, session_token } => {
-                Way::Static { access_key_id, secret_access_key, session_token }
-            }
-            config::Credentials::Profile { name, credentials_file, config_file } => {
-                Way::Profile { name, credentials_file, config_file }
-            }
-            config::Credentials::WebIdentity { role_arn, session_name, token_file } => {
-                let mut config =
-                    aws_sdk_sts::config::Builder::from(connection.config()).interceptor(connection.interceptor());
-                config.set_endpoint_url(sts_endpoint);
-                let config = config.build();
-                Way::WebIdentity { role_arn, session_name, token_file, sts: aws_sdk_sts::Client::from_conf(config) }
-            }
-            nobody @ (config::Credentials::Missing | config::Credentials::Unsupported { .. }) => {
-                return Err(identity(nobody.missing().unwrap_or_default()));
-            }
+    pub fn new(identity: Identity, endpoints: &Endpoints, connection: Connection) -> Result<Arc<Self>, Problem> {
+        if let Some(missing) = identity.missing() {
+            return Err(Problem::new(Reason::Identity, missing));
+        }
+        let Identity { base, roles, expected } = identity;
+        let sts = Sts::new(&connection, endpoints);
+        let world = Arc::new(World { sts, connection });
+        // Whoever has exchanged a token knows which role that is.
+        let ambient = !matches!(base, Credentials::WebIdentity { .. });
+        let base = match base {
+            Credentials::Static(keys) => Way::Static(keys),
+            Credentials::Profile(profile) => Way::Profile(profile),
+            Credentials::WebIdentity { role, token } => Way::WebIdentity { role, token },
+            Credentials::Container(container) => Way::Container(container),
+            Credentials::Instance(address) => Way::Instance(address),
+            Credentials::Missing => return Err(Problem::new(Reason::Identity, "no AWS credentials")),
         };
-        Ok(Arc::new(Self { way, connection, metrics, cache: Mutex::default() }))
+        let mut roles = VecDeque::from(roles);
+        let mut way = base;
+        let mut probe = ambient;
+        loop {
+            let last = roles.is_empty();
+            let expected = if last { expected.clone() } else { Expected::default() };
+            let hop = Arc::new(Self { way, expected, world: Arc::clone(&world), last, cache: Mutex::default() });
+            let Some(role) = roles.pop_front() else { return Ok(hop) };
+            // Tags are part of a session that STS makes, so there a session is always made.
+            way = Way::Role { probe: probe && role.session_tags.is_empty(), role, before: hop };
+            probe = false;
+        }
     }
 
     /// The connection's settings with these credentials, for a service's client.
     #[must_use]
     pub fn sdk_config(self: &Arc<Self>) -> SdkConfig {
-        let builder = self.connection.config().to_builder();
+        let builder = self.world.connection.config().to_builder();
         let provider = SharedCredentialsProvider::new(Provider(Arc::clone(self)));
         builder.credentials_provider(provider).identity_cache(IdentityCache::no_cache()).build()
     }
@@ -126,116 +163,276 @@ impl Auth {
     /// # Errors
     /// If there are none: what is missing, or why they could not be had.
     pub async fn ready(&self) -> Result<(), Problem> {
-        self.credentials().await.map(|_| ())
+        self.session().await.map(|_| ())
+    }
+
+    /// The role that this is, where the configuration says it.
+    #[must_use]
+    pub fn role(&self) -> Option<&RoleArn> {
+        match &self.way {
+            Way::WebIdentity { role, .. } | Way::Role { role, .. } => Some(&role.arn),
+            Way::Static(_) | Way::Profile(_) | Way::Container(_) | Way::Instance(_) => None,
+        }
+    }
+
+    /// The credentials as they are to be used now.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(super) async fn credentials(&self) -> Result<aws_credential_types::Credentials, Problem> {
+        self.session().await.map(|session| session.credentials)
     }
 
     /// AWS did not accept the credentials: they are renewed at the next call, but not more than once a minute.
     pub async fn reject(&self) {
-        self.cache.lock().await.rejected = true;
+        let mut cache = self.cache.lock().await;
+        cache.rejected = true;
+        // Whoever passes another's credentials on passes this on too.
+        if let (Before::Same(_), Way::Role { before, .. }) = (&cache.before, &self.way) {
+            Box::pin(before.reject()).await;
+        }
     }
 
-    /// Who keytide is, without asking anybody.
-    pub async fn identity(&self) -> Identity {
-        let expires_at = self.cache.lock().await.credentials.as_ref().and_then(expiry_seconds);
-        let (kind, name) = match &self.way {
-            Way::Static { access_key_id, .. } => ("static", access_key_id),
-            Way::Profile { name, .. } => ("profile", name),
-            Way::WebIdentity { role_arn, .. } => ("web_identity", role_arn),
+    /// Asks STS who this is.
+    ///
+    /// # Errors
+    /// If there are no credentials, or STS does not say.
+    pub async fn caller(&self) -> Result<Caller, Problem> {
+        let session = self.session().await?;
+        let who = self.who();
+        self.world.sts.caller(&session.credentials, &who).await.map_err(|refusal| refusal.problem)
+    }
+
+    /// What is known of this identity, without asking anybody.
+    pub async fn known(&self) -> Known {
+        let cache = self.cache.lock().await;
+        let below = match &self.way {
+            Way::Role { before, .. } => Some(Box::pin(before.known()).await),
+            _ => None,
         };
-        Identity { kind, name: name.clone(), expires_at }
+        let token_expires_at = cache.token_expires_at.or(below.as_ref().and_then(|below| below.token_expires_at));
+        match (&cache.before, below) {
+            (Before::Same(_), Some(below)) => below,
+            _ => Known {
+                caller: cache.session.as_ref().and_then(|session| session.caller.clone()),
+                expires_at: cache.session.as_ref().and_then(Session::expires_at),
+                token_expires_at,
+            },
+        }
     }
 
     /// The identity in the words of an error message.
     #[must_use]
     pub fn who(&self) -> String {
         match &self.way {
-            Way::Static { access_key_id, .. } => format!("the identity of access key {access_key_id}"),
-            Way::Profile { name, .. } => format!("the identity of profile {name}"),
-            Way::WebIdentity { role_arn, .. } => format!("role {role_arn}"),
+            Way::Static(keys) => format!("the identity of access key {}", keys.access_key_id),
+            Way::Profile(profile) => format!("the identity of profile {}", profile.name),
+            Way::WebIdentity { role, .. } | Way::Role { role, .. } => format!("role {}", role.arn),
+            Way::Container(container) => format!("the identity that the agent at {} gives", container.address),
+            Way::Instance(address) => format!("the node's role, by {address}"),
         }
     }
 
-    async fn credentials(&self) -> Result<Credentials, Problem> {
-        // Held while renewing: that is what makes everybody else wait for the one answer.
-        let mut cache = self.cache.lock().await;
-        let now = self.connection.clock().now();
-        let paused = cache.renewed.is_some_and(|at| at.elapsed() < PAUSE);
-        let valid = |credentials: &&Credentials| credentials.expiry().is_none_or(|expiry| expiry > now);
-        if let Some(credentials) = cache.credentials.as_ref().filter(valid) {
-            let due = cache.rejected || cache.renew_at.is_some_and(|at| at <= now);
-            if !due || paused {
-                return Ok(credentials.clone());
+    /// The credentials as they are to be used now. Boxed, since a hop asks the one before it.
+    fn session(&self) -> BoxFuture<'_, Result<Session, Problem>> {
+        Box::pin(async move {
+            // Held while renewing: that is what makes everybody else wait for the one answer.
+            let mut cache = self.cache.lock().await;
+            let now = self.clock().now();
+            if let Some(session) = self.passed_on(&mut cache).await? {
+                return Ok(session);
             }
-        }
-        let renewed = self.obtain().await;
-        let now = self.connection.clock().now();
-        let valid = |credentials: &&Credentials| credentials.expiry().is_none_or(|expiry| expiry > now);
-        cache.renewed = Some(Instant::now());
-        match renewed {
-            Ok(credentials) => {
-                self.metrics.credentials_expiry(expiry_seconds(&credentials));
-                cache.rejected = false;
-                cache.renew_at = credentials.expiry().map(|expiry| renew_at(now, expiry));
-                cache.credentials = Some(credentials.clone());
-                Ok(credentials)
-            }
-            // What is valid is used to its end, also if its renewal fails.
-            Err(problem) => match cache.credentials.as_ref().filter(valid) {
-                Some(credentials) if !cache.rejected => {
-                    tracing::warn!(reason = problem.reason.label(), "failed to renew the credentials early: {problem}");
-                    Ok(credentials.clone())
+            let paused = cache.renewed.is_some_and(|at| at.elapsed() < PAUSE);
+            if let Some(session) = cache.session.as_ref().filter(|session| session.is_valid(now)) {
+                let due = cache.rejected || cache.renew_at.is_some_and(|at| at <= now);
+                if !due || paused {
+                    return Ok(session.clone());
                 }
-                _ => Err(problem),
-            },
+            }
+            if let Some((_, problem)) = cache.failed.as_ref().filter(|(at, _)| at.elapsed() < SHARED) {
+                return Err(problem.clone());
+            }
+            let renewed = self.obtain(&mut cache).await;
+            let renewed = match renewed {
+                Ok(session) => self.prove(session).await,
+                Err(problem) => Err(problem),
+            };
+            let now = self.clock().now();
+            cache.renewed = Some(Instant::now());
+            match renewed {
+                Ok(session) => {
+                    if self.last {
+                        self.metrics().credentials_expiry(session.expires_at());
+                    }
+                    cache.rejected = false;
+                    cache.failed = None;
+                    cache.renew_at = session.credentials.expiry().map(|expiry| renew_at(now, expiry));
+                    cache.session = Some(session.clone());
+                    Ok(session)
+                }
+                // What is valid is used to its end, also if its renewal fails.
+                Err(problem) => match cache.session.as_ref().filter(|session| session.is_valid(now)) {
+                    Some(session) if !cache.rejected => {
+                        tracing::warn!(
+                            reason = problem.reason.label(),
+                            "failed to renew the credentials early, the old ones are used until they end: {problem}"
+                        );
+                        Ok(session.clone())
+                    }
+                    _ => {
+                        cache.failed = Some((Instant::now(), problem.clone()));
+                        Err(problem)
+                    }
+                },
+            }
+        })
+    }
+
+    /// The credentials of the hop before, where that is already the role that this one is to be. Asked once for somebody
+    /// else, and once for each credentials of the role itself: what is passed on is proved.
+    async fn passed_on(&self, cache: &mut Cache) -> Result<Option<Session>, Problem> {
+        let Way::Role { role, before, probe: true } = &self.way else { return Ok(None) };
+        if matches!(cache.before, Before::Other) {
+            return Ok(None);
+        }
+        let session = before.session().await?;
+        let id = session.credentials.access_key_id();
+        if matches!(&cache.before, Before::Same(known) if known == id) {
+            return Ok(cache.session.clone());
+        }
+        let who = before.who();
+        let caller = match self.world.sts.caller(&session.credentials, &who).await {
+            Ok(caller) => caller,
+            Err(refusal) if refusal.credentials_ended => {
+                before.reject().await;
+                return Err(refusal.problem);
+            }
+            // Then it is not known, and AssumeRole will say what is wrong.
+            Err(_) => return Ok(None),
+        };
+        if !caller.is_role(&role.arn) {
+            cache.before = Before::Other;
+            return Ok(None);
+        }
+        self.accept(&caller)?;
+        if self.last {
+            self.metrics().credentials_expiry(session.expires_at());
+        }
+        cache.before = Before::Same(id.to_owned());
+        let session = Session { caller: Some(caller), ..session };
+        cache.session = Some(session.clone());
+        Ok(Some(session))
+    }
+
+    async fn obtain(&self, cache: &mut Cache) -> Result<Session, Problem> {
+        match &self.way {
+            Way::Static(keys) => Ok(Session::of_keys(keys)),
+            Way::Profile(profile) => {
+                let profile::Resolved { base, roles } = profile::resolve(profile).await?;
+                let mut session = self.begin(base, cache).await?;
+                let mut who = self.who();
+                for role in roles {
+                    let assumed = self.world.sts.assume_role(&role, &session.credentials, &who).await;
+                    session = assumed.map_err(|refusal| refusal.problem)?;
+                    who = format!("role {}", role.arn);
+                }
+                Ok(session)
+            }
+            Way::WebIdentity { role, token } => self.of_token(role, token, cache).await,
+            Way::Container(container) => self.of_agent(container).await,
+            Way::Instance(address) => self.of_node(*address).await,
+            Way::Role { role, before, .. } => {
+                let session = before.session().await?;
+                match self.world.sts.assume_role(role, &session.credentials, &before.who()).await {
+                    Ok(session) => Ok(session),
+                    Err(Refusal { problem, credentials_ended }) => {
+                        if credentials_ended {
+                            before.reject().await;
+                        }
+                        // Perhaps it is somebody else by now.
+                        cache.before = Before::Unknown;
+                        Err(problem)
+                    }
+                }
+            }
         }
     }
 
-    async fn obtain(&self) -> Result<Credentials, Problem> {
-        match &self.way {
-            Way::Static { access_key_id, secret_access_key, session_token } => Ok(Credentials::new(
-                access_key_id,
-                secret_access_key.expose(),
-                session_token.as_ref().map(|token| token.expose().to_owned()),
-                None,
-                "keytide",
-            )),
-            Way::Profile { name, credentials_file, config_file } => {
-                from_profile(name, credentials_file, config_file).await
-            }
-            Way::WebIdentity { role_arn, session_name, token_file, sts } => {
-                let token = read_token(token_file)?;
-                let answer = sts
-                    .assume_role_with_web_identity()
-                    .role_arn(role_arn)
-                    .role_session_name(session_name)
-                    .web_identity_token(token.expose())
-                    .send()
-                    .await
-                    .map_err(|error| sts_problem(&Failure::of(&error), role_arn, token_file))?;
-                let whole = answer.credentials().filter(|answer| {
-                    let parts = [answer.access_key_id(), answer.secret_access_key(), answer.session_token()];
-                    parts.iter().all(|part| !part.is_empty())
-                });
-                let expiry = whole.and_then(|answer| SystemTime::try_from(*answer.expiration()).ok());
-                // By the clock as that answer set it.
-                let now = self.connection.clock().now();
-                let (Some(answer), Some(expiry)) = (whole, expiry.filter(|expiry| *expiry > now)) else {
-                    return Err(Problem::new(
-                        Reason::Unavailable,
-                        format!(
-                            "failed to call AssumeRoleWithWebIdentity for {role_arn}: the answer holds no valid credentials"
-                        ),
-                    ));
-                };
-                Ok(Credentials::new(
-                    answer.access_key_id(),
-                    answer.secret_access_key(),
-                    Some(answer.session_token().to_owned()),
-                    Some(expiry),
-                    "keytide",
-                ))
-            }
+    async fn begin(&self, base: Base<'_>, cache: &mut Cache) -> Result<Session, Problem> {
+        match base {
+            Base::Keys(session) => Ok(session),
+            Base::WebIdentity(role, token) => self.of_token(&role, &token, cache).await,
+            Base::Container(container) => self.of_agent(container).await,
+            Base::Instance(address) => self.of_node(address).await,
         }
+    }
+
+    async fn of_token(&self, role: &Role, token: &Token, cache: &mut Cache) -> Result<Session, Problem> {
+        let exchanged = self.world.sts.assume_role_with_web_identity(role, token).await;
+        let (session, end) = exchanged.map_err(|refusal| refusal.problem)?;
+        cache.token_expires_at = end;
+        self.metrics().web_identity_token_expiry(end);
+        Ok(session)
+    }
+
+    async fn of_agent(&self, container: &Container) -> Result<Session, Problem> {
+        let limit = self.world.connection.call_timeout();
+        self.counted("Container Agent", agent::container(container, limit)).await
+    }
+
+    async fn of_node(&self, address: SocketAddr) -> Result<Session, Problem> {
+        self.counted("Instance Metadata", agent::instance(address)).await
+    }
+
+    /// Calls that are not the SDK's are counted as its are.
+    async fn counted(
+        &self,
+        service: &str,
+        call: impl Future<Output = Result<Session, Problem>>,
+    ) -> Result<Session, Problem> {
+        let began = Instant::now();
+        let answer = call.await;
+        let outcome = answer.as_ref().map_or_else(|problem| CallOutcome::Failed(problem.reason), |_| CallOutcome::Ok);
+        self.metrics().aws_request(service, "GetCredentials", outcome, began.elapsed().as_secs_f64());
+        answer.and_then(|session| {
+            let valid = session.is_valid(self.clock().now());
+            valid.then_some(session).ok_or_else(|| {
+                let message = format!("failed to get credentials of {}: they have already ended", self.who());
+                Problem::new(Reason::Unavailable, message)
+            })
+        })
+    }
+
+    /// Nobody gets credentials that STS did not prove to be those of whom the configuration expects.
+    async fn prove(&self, session: Session) -> Result<Session, Problem> {
+        if !self.expected.is_set() {
+            return Ok(session);
+        }
+        let proved = self.world.sts.caller(&session.credentials, &self.who()).await;
+        let caller = proved.map_err(|refusal| refusal.problem)?;
+        self.accept(&caller)?;
+        Ok(Session { caller: Some(caller), ..session })
+    }
+
+    fn accept(&self, caller: &Caller) -> Result<(), Problem> {
+        if self.expected.accepts(caller) {
+            return Ok(());
+        }
+        self.metrics().identity_refused();
+        let message = format!(
+            "refused to be {caller}: expect_role says {}; correct it, or where the credentials come from ({})",
+            self.expected,
+            self.who()
+        );
+        Err(Problem::new(Reason::UnexpectedIdentity, message))
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.world.connection.metrics()
+    }
+
+    fn clock(&self) -> &Clock {
+        self.world.connection.clock()
     }
 }
 
@@ -257,90 +454,4 @@ fn renew_at(now: SystemTime, expiry: SystemTime) -> SystemTime {
     // A tenth of jitter, so that pods that started together do not renew together.
     let early = RENEW_BEFORE.min(life / 5).mul_f64(1.0 + 0.1 * fastrand::f64());
     expiry.checked_sub(early).unwrap_or(now)
-}
-
-fn expiry_seconds(credentials: &Credentials) -> Option<i64> {
-    let since = credentials.expiry()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    i64::try_from(since.as_secs()).ok()
-}
-
-fn identity(message: String) -> Problem {
-    Problem::new(Reason::Identity, message)
-}
-
-fn read_token(file: &Path) -> Result<SecretValue, Problem> {
-    let unreadable = |what: &str| {
-        identity(format!(
-            "failed to use the web identity token {}: {what}; expected the token that the EKS webhook projects into the \
-             pod (service account annotation eks.amazonaws.com/role-arn)",
-            file.display()
-        ))
-    };
-    let metadata = std::fs::metadata(file).map_err(|error| unreadable(&error.kind().to_string()))?;
-    if !metadata.is_file() || metadata.len() > LARGEST_TOKEN {
-        return Err(unreadable("not a regular file of 64 KiB at most"));
-    }
-    let text = std::fs::read_to_string(file).map_err(|error| unreadable(&error.kind().to_string()))?;
-    let token = SecretValue::new(text.trim().to_owned());
-    drop(zeroize::Zeroizing::new(text));
-    match token.expose().split('.').filter(|part| !part.is_empty()).count() {
-        3 => Ok(token),
-        0 => Err(unreadable("the file is empty")),
-        _ => Err(unreadable("not a whole JSON web token")),
-    }
-}
-
-fn sts_problem(failure: &Failure, role_arn: &str, token_file: &Path) -> Problem {
-    let Failure { reason, code, request_id } = failure;
-    let id = request_id.as_ref().map(|id| format!(", request id {id}")).unwrap_or_default();
-    let advice = match reason {
-        Reason::Denied => {
-            "; the role's trust policy must allow sts:AssumeRoleWithWebIdentity to this cluster's OIDC provider, \
-                           for this service account and the audience sts.amazonaws.com"
-                .to_owned()
-        }
-        Reason::Identity => format!("; the token in {} is not valid for it, or has ended", token_file.display()),
-        _ => String::new(),
-    };
-    // A role that does not trust us is a matter of identity: no key's policy is at fault.
-    let reason = if *reason == Reason::Denied { Reason::Identity } else { *reason };
-    Problem::new(reason, format!("failed to call AssumeRoleWithWebIdentity for {role_arn} ({code}{id}){advice}"))
-}
-
-async fn from_profile(name: &str, credentials_file: &Path, config_file: &Path) -> Result<Credentials, Problem> {
-    let wrong = |what: &str| {
-        identity(format!(
-            "failed to use profile {name} of {} and {}: {what}",
-            credentials_file.display(),
-            config_file.display()
-        ))
-    };
-    let mut files = EnvConfigFiles::builder();
-    for (kind, path) in [(EnvConfigFileKind::Credentials, credentials_file), (EnvConfigFileKind::Config, config_file)] {
-        match std::fs::read_to_string(path) {
-            Ok(text) => files = files.with_contents(kind, text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(wrong(&format!("{}: {}", path.display(), error.kind()))),
-        }
-    }
-    let malformed = || wrong("the files are not in the format of AWS's shared configuration");
-    let source =
-        source::load(&Env::from_slice(&[]), &Fs::from_slice(&[]), &files.build()).await.map_err(|_| malformed())?;
-    let set = EnvConfigSections::parse(source).map_err(|_| malformed())?;
-    let profile = set.get_profile(name).ok_or_else(|| wrong("there is no such profile"))?;
-    let unsupported =
-        ["credential_process", "sso_session", "sso_start_url", "role_arn", "credential_source", "login_session"];
-    if let Some(setting) = unsupported.iter().find(|setting| profile.get(setting).is_some()) {
-        return Err(wrong(&format!(
-            "{setting} is not supported; expected aws_access_key_id and aws_secret_access_key"
-        )));
-    }
-    let text = |profile: &Profile, setting| profile.get(setting).filter(|text| !text.is_empty()).map(str::to_owned);
-    match (text(profile, "aws_access_key_id"), text(profile, "aws_secret_access_key")) {
-        (Some(id), Some(secret)) => {
-            Ok(Credentials::new(id, secret, text(profile, "aws_session_token"), None, "keytide"))
-        }
-        (None, _) => Err(wrong("it has no aws_access_key_id")),
-        (_, None) => Err(wrong("it has no aws_secret_access_key")),
-    }
 }

@@ -1,7 +1,8 @@
 //! One HTTP client for every service, its time limits, and the interceptor that counts each call.
 
 use std::{
-    fmt,
+    fmt, io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -13,7 +14,11 @@ use aws_smithy_async::{
     rt::sleep::TokioSleep,
     time::{SharedTimeSource, TimeSource},
 };
-use aws_smithy_http_client::{Connector, proxy::ProxyConfig, tls};
+use aws_smithy_http_client::{
+    Connector,
+    proxy::ProxyConfig,
+    tls::{self, TlsContext, TrustStore},
+};
 use aws_smithy_runtime_api::{
     box_error::BoxError,
     client::{
@@ -34,17 +39,20 @@ use aws_smithy_types::{
     retry::RetryConfig,
     timeout::TimeoutConfig,
 };
-use aws_types::{SdkConfig, region::Region, sdk_config::SharedHttpClient};
+use aws_types::{SdkConfig, region::Region};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use thiserror::Error;
 use tokio::time::Instant;
 
 use super::outcome;
 use crate::{
+    config::{Aws, Network},
     domain::snapshot::Reason,
     metrics::{CallOutcome, Metrics},
 };
-
-/// How long a connection may take; the SDK's own default since 2026.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
 /// A clock that differs by more is corrected; by less, it is left to those who keep the machine's.
 const FAR_MS: u64 = 4 * 60 * 1000;
@@ -53,6 +61,9 @@ const FAR_MS: u64 = 4 * 60 * 1000;
 #[derive(Debug, Clone)]
 pub struct Connection {
     config: SdkConfig,
+    connector: SharedHttpConnector,
+    call_timeout: Duration,
+    metrics: Arc<Metrics>,
     interceptor: SharedInterceptor,
     clock: Clock,
 }
@@ -62,6 +73,36 @@ pub struct Connection {
 pub struct Clock {
     now: fn() -> SystemTime,
     ahead_ms: Arc<AtomicI64>,
+}
+
+/// A setting of the network that cannot be used.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// A file of certificates that cannot be read.
+    #[error("failed to read the certificates of {} ({variable}): {error}", path.display())]
+    Read {
+        /// The variable that names it.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file that holds none, or one that is not a certificate.
+    #[error("failed to use the certificates of {} ({variable}): {what}; expected PEM", path.display())]
+    Certificates {
+        /// The variable that names it.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A proxy whose URL cannot be one.
+    #[error(
+        "failed to use the proxy of the environment: expected the URL of a proxy, such as http://proxy.example.com:3128"
+    )]
+    Proxy,
 }
 
 #[derive(Debug)]
@@ -76,25 +117,38 @@ struct Started(Instant);
 
 impl Connection {
     /// Builds the HTTP client. No connection is made yet.
-    #[must_use]
-    pub fn new(region: &str, call_timeout: Duration, now: fn() -> SystemTime, metrics: Arc<Metrics>) -> Self {
+    ///
+    /// # Errors
+    /// If certificates or a proxy of the environment cannot be used.
+    pub fn new(
+        aws: &Aws,
+        call_timeout: Duration,
+        now: fn() -> SystemTime,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, NetworkError> {
+        let Aws { region, endpoints, network, .. } = aws;
         let clock = Clock { now, ahead_ms: Arc::new(AtomicI64::new(0)) };
+        let connect_timeout = network.connect_timeout;
+        let connector = connector(network)?;
+        let shared = connector.clone();
         let config = SdkConfig::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
-            .region(Region::new(region.to_owned()))
-            .http_client(http_client())
+            .region(Region::new(region.clone()))
+            .use_fips(endpoints.fips)
+            .use_dual_stack(endpoints.dual_stack)
+            .http_client(http_client_fn(move |_: &HttpConnectorSettings, _: &RuntimeComponents| shared.clone()))
             .sleep_impl(TokioSleep::new())
             .time_source(clock.clone())
             // One retry loop, ours: it knows the last good value, and reads only what failed.
             .retry_config(RetryConfig::disabled())
             .timeout_config(
-                TimeoutConfig::builder().operation_timeout(call_timeout).connect_timeout(CONNECT_TIMEOUT).build(),
+                TimeoutConfig::builder().operation_timeout(call_timeout).connect_timeout(connect_timeout).build(),
             )
             // Answers are at most some hundred KiB, and the operation has a time limit.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .build();
-        let interceptor = SharedInterceptor::new(Count { metrics, clock: clock.clone() });
-        Self { config, interceptor, clock }
+        let interceptor = SharedInterceptor::new(Count { metrics: Arc::clone(&metrics), clock: clock.clone() });
+        Ok(Self { config, connector, call_timeout, metrics, interceptor, clock })
     }
 
     /// The settings that a service's own configuration begins with; without credentials.
@@ -109,6 +163,24 @@ impl Connection {
         self.interceptor.clone()
     }
 
+    /// The HTTP client beneath all SDK clients.
+    #[must_use]
+    pub fn connector(&self) -> &SharedHttpConnector {
+        &self.connector
+    }
+
+    /// The time limit of one call.
+    #[must_use]
+    pub fn call_timeout(&self) -> Duration {
+        self.call_timeout
+    }
+
+    /// Where calls are counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// The clock that requests are signed with.
     #[must_use]
     pub fn clock(&self) -> &Clock {
@@ -116,16 +188,51 @@ impl Connection {
     }
 }
 
-fn http_client() -> SharedHttpClient {
-    let settings = HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build();
+fn connector(network: &Network) -> Result<SharedHttpConnector, NetworkError> {
+    let Network { connect_timeout, proxy, no_proxy, trusted, ca_bundle } = network;
+    let settings = HttpConnectorSettings::builder().connect_timeout(*connect_timeout).build();
+    let proxy = match proxy {
+        // For https alone: plain http is for endpoints of this machine, and stays there.
+        Some(url) => {
+            let proxy = ProxyConfig::https(url.expose()).map_err(|_| NetworkError::Proxy)?;
+            if let Some(hosts) = no_proxy { proxy.no_proxy(hosts) } else { proxy }
+        }
+        None => ProxyConfig::disabled(),
+    };
     let connector = Connector::builder()
         .connector_settings(settings)
         .sleep_impl(TokioSleep::new())
-        .proxy_config(ProxyConfig::from_env())
+        .proxy_config(proxy)
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+        .tls_context(trust(trusted.as_deref(), ca_bundle.as_deref())?)
         .build();
-    let connector = SharedHttpConnector::new(connector);
-    http_client_fn(move |_: &HttpConnectorSettings, _: &RuntimeComponents| connector.clone())
+    Ok(SharedHttpConnector::new(connector))
+}
+
+/// The certificates that are trusted. The TLS library reads the system's, or those of `SSL_CERT_FILE`, by itself; both
+/// files are looked at before, since the SDK ends the process over a bad certificate, and trusts nobody where a file holds
+/// none.
+fn trust(trusted: Option<&Path>, ca_bundle: Option<&Path>) -> Result<TlsContext, NetworkError> {
+    if let Some(path) = trusted {
+        certificates("SSL_CERT_FILE", path)?;
+    }
+    let mut store = TrustStore::default();
+    if let Some(path) = ca_bundle {
+        store = store.with_pem_certificate(certificates("AWS_CA_BUNDLE", path)?);
+    }
+    Ok(TlsContext::builder().with_trust_store(store).build().unwrap_or_default())
+}
+
+/// A file of certificates, each of which is one.
+fn certificates(variable: &'static str, path: &Path) -> Result<Vec<u8>, NetworkError> {
+    let wrong = |what| NetworkError::Certificates { variable, path: path.to_owned(), what };
+    let pem = std::fs::read(path).map_err(|error| NetworkError::Read { variable, path: path.to_owned(), error })?;
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| wrong("a block that is not PEM"))?;
+        store.add(certificate).map_err(|_| wrong("a block that is not an X.509 certificate"))?;
+    }
+    if store.is_empty() { Err(wrong("there is no certificate in it")) } else { Ok(pem) }
 }
 
 // === impl Clock ===

@@ -6,14 +6,18 @@
 use aws_sdk_secretsmanager::operation::{
     batch_get_secret_value::BatchGetSecretValueError, get_secret_value::GetSecretValueError,
 };
-use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_sdk_sts::operation::{
+    assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
+    get_caller_identity::GetCallerIdentityError,
+};
 use aws_smithy_runtime_api::client::{
     interceptors::context::Error as AnyError,
     orchestrator::{HttpResponse, OrchestratorError},
-    result::SdkError,
+    result::{DispatchFailure, SdkError},
 };
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
+use rustls::CertificateError;
 
 use crate::domain::snapshot::{Problem, Reason};
 
@@ -45,6 +49,9 @@ impl Failure {
                 }
             }
             SdkError::TimeoutError(_) => plain(Reason::Unavailable, "no answer in time"),
+            SdkError::DispatchFailure(failure) if tls_error(failure).is_some() => {
+                plain(Reason::Unavailable, tls_error(failure).unwrap_or_default())
+            }
             SdkError::DispatchFailure(failure) if failure.is_timeout() => {
                 plain(Reason::Unavailable, "no connection in time")
             }
@@ -65,8 +72,7 @@ impl Failure {
     /// The problem in a sentence: what failed, how AWS calls it, what to do. `who` names the identity.
     #[must_use]
     pub fn problem(&self, action: &str, subject: &str, who: &str) -> Problem {
-        let Self { reason, code, request_id } = self;
-        let id = request_id.as_ref().map(|id| format!(", request id {id}")).unwrap_or_default();
+        let Self { reason, code, request_id: _ } = self;
         let advice = match reason {
             Reason::Denied => format!(": allow secretsmanager:{action} on it, and kms:Decrypt on its key if that is not AWS's own, to {who}"),
             Reason::Absent if code == "InvalidRequestException" => {
@@ -79,8 +85,47 @@ impl Failure {
             Reason::Refused => ": AWS refused the request, or cannot use the KMS key of the secret".to_owned(),
             _ => String::new(),
         };
-        Problem::new(*reason, format!("failed to call {action} for {subject} ({code}{id}){advice}"))
+        Problem::new(*reason, format!("failed to call {action} for {subject} ({}){advice}", self.facts()))
     }
+
+    /// The code, and the id of the request where there is one: what AWS's support asks for.
+    #[must_use]
+    pub fn facts(&self) -> String {
+        let Self { reason: _, code, request_id } = self;
+        request_id.as_ref().map_or_else(|| code.clone(), |id| format!("{code}, request id {id}"))
+    }
+}
+
+/// Why there is no TLS, if that is so. The TLS library's own words hold names and certificates.
+fn tls_error(failure: &DispatchFailure) -> Option<&'static str> {
+    let mut error: Option<&(dyn std::error::Error + 'static)> = Some(failure.as_connector_error()?);
+    while let Some(current) = error {
+        if let Some(tls) = current.downcast_ref::<rustls::Error>() {
+            return Some(match tls {
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                    "no TLS: the server's certificate is of an issuer that is not trusted; AWS_CA_BUNDLE adds one"
+                }
+                rustls::Error::InvalidCertificate(
+                    CertificateError::Expired
+                    | CertificateError::ExpiredContext { .. }
+                    | CertificateError::NotValidYet
+                    | CertificateError::NotValidYetContext { .. },
+                ) => "no TLS: the server's certificate is not valid at this time",
+                rustls::Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                ) => "no TLS: the server's certificate is for another name",
+                rustls::Error::InvalidCertificate(_) => "no TLS: the server's certificate is not valid",
+                _ => "no TLS: the server and keytide do not agree",
+            });
+        }
+        // The source of an I/O error is that of what it wraps, not what it wraps.
+        let wrapped = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        error = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => current.source(),
+        };
+    }
+    None
 }
 
 /// The same classification for the interceptor, which sees the error before it has a type.
@@ -91,7 +136,9 @@ pub fn reason_in_flight(error: &OrchestratorError<AnyError>) -> Reason {
         .downcast_ref::<GetSecretValueError>()
         .map(ProvideErrorMetadata::code)
         .or_else(|| operation.downcast_ref::<BatchGetSecretValueError>().map(ProvideErrorMetadata::code))
-        .or_else(|| operation.downcast_ref::<AssumeRoleWithWebIdentityError>().map(ProvideErrorMetadata::code));
+        .or_else(|| operation.downcast_ref::<AssumeRoleError>().map(ProvideErrorMetadata::code))
+        .or_else(|| operation.downcast_ref::<AssumeRoleWithWebIdentityError>().map(ProvideErrorMetadata::code))
+        .or_else(|| operation.downcast_ref::<GetCallerIdentityError>().map(ProvideErrorMetadata::code));
     match code {
         Some(Some(code)) => printable(code).map_or(Reason::Unavailable, |code| reason_of(&code)),
         Some(None) => Reason::Unavailable,

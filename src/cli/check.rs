@@ -1,65 +1,457 @@
-//! `keytide check`.
+//! `keytide check`: what the configuration means, what it costs, and with `--online` whether AWS agrees.
 
-use std::collections::BTreeSet;
-
-use super::{Exit, complain, lines_of, print};
-use crate::{
-    config::{self, Config, Environment, OutputKind, Sources},
-    domain::mapping::Request,
-    plan::fan_out::Mapping,
-    source,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
 };
 
+use serde::Serialize;
+
+use super::{Exit, Form, block_on, complain, identity_lines, lines_of, print};
+use crate::{
+    aws::{auth::Auth, client::Connection, iam},
+    config::{self, Config, Environment, OnMissing, OutputKind, Sources, VirtualKeys},
+    daemon,
+    domain::{
+        identity::Caller,
+        mapping::Request,
+        snapshot::{Problem, Reason},
+    },
+    health::IdentityStatus,
+    metrics::Metrics,
+    plan::{
+        fan_out::{Ledger, Mapping},
+        policy::{Need, Place, Policy, reads, writes},
+    },
+    pull::timestamp,
+    source::{self, secrets_manager::CallCount},
+    telemetry,
+};
+
+/// What is asked of `check`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) shared_with_litellm: bool,
+    pub(super) replicas: u32,
+    pub(super) online: bool,
+    pub(super) simulate: bool,
+}
+
+/// Everything that `check` says.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// True if `run` would work.
+    ok: bool,
+    /// Why it would not.
+    problems: Vec<String>,
+    notices: Vec<String>,
+    region: String,
+    /// How many keys the configuration names.
+    keys: usize,
+    /// The secrets of which every member is a key.
+    wholesale: Vec<String>,
+    outputs: Vec<OutputReport>,
+    calls: Calls,
+    /// Only with `--online`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    online: Option<Online>,
+}
+
+#[derive(Debug, Serialize)]
+struct OutputReport {
+    name: String,
+    kind: &'static str,
+    path: String,
+}
+
+/// What refreshing costs, for all pods together.
+#[derive(Debug, Serialize)]
+struct Calls {
+    replicas: u32,
+    interval_seconds: u64,
+    get_a_refresh: usize,
+    batch_a_refresh: usize,
+    a_day: u64,
+    dollars_a_month: String,
+    sts_a_day: u64,
+    /// Shares of AWS's quotas for account and region, in percent.
+    quotas: Vec<Share>,
+}
+
+/// The share of one quota.
+#[derive(Debug, Serialize)]
+struct Share {
+    quota: &'static str,
+    a_second: u32,
+    on_average: f64,
+    /// If all pods refresh in the same second, as after a rollout of all at once.
+    all_at_once: f64,
+}
+
+/// What AWS said.
+#[derive(Debug, Default, Serialize)]
+struct Online {
+    reader: Option<IdentityStatus>,
+    writer: Option<IdentityStatus>,
+    secrets: Vec<SecretReport>,
+    /// True: read one by one, which `run` would do too.
+    batch_denied: bool,
+    /// What storing virtual keys needs, which cannot be tried.
+    writes: Vec<NeedReport>,
+    /// What would allow what is denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow: Option<Policy>,
+}
+
+#[derive(Debug, Serialize)]
+struct SecretReport {
+    secret: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<String>,
+    /// `read`, or the reason why not.
+    result: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct NeedReport {
+    action: &'static str,
+    resource: String,
+    /// `not_provable`, `allowed` or `denied`.
+    verdict: &'static str,
+}
+
+/// `GetSecretValue` with `DescribeSecret` (AWS Secrets Manager, quotas).
+const GETS_A_SECOND: u32 = 10_000;
+/// `BatchGetSecretValue`, which AWS does not raise.
+const BATCHES_A_SECOND: u32 = 100;
+
 /// Loads the configuration as `run` does, and says what it means.
-pub(super) fn check(sources: &Sources, shared_with_litellm: bool, replicas: u32) -> Exit {
+pub(super) fn check(sources: &Sources, asked: Asked, form: Form) -> Exit {
     let environment = Environment::of_process();
     let loaded = config::load(sources, &environment).and_then(|config| {
-        let shared = if shared_with_litellm { config::shared_with_litellm(sources, &environment)? } else { Vec::new() };
-        Ok((config, shared))
+        let more =
+            if asked.shared_with_litellm { config::shared_with_litellm(sources, &environment)? } else { Vec::new() };
+        Ok((config, more))
     });
-    let (config, shared) = match loaded {
+    let (mut config, shared) = match loaded {
         Ok(loaded) => loaded,
         Err(errors) => {
             complain(&format!("the configuration is not valid:\n{errors}"));
             return Exit::Usage;
         }
     };
-    let mut lines = Vec::new();
-    for notice in config.notices.iter().chain(&shared) {
-        lines.push(format!("note: {notice}"));
+    config.notices.extend(shared);
+    let mut report = Report::of(&config, asked.replicas);
+    let idle = Mapping::new(config.keys.clone(), config.wholesale.clone()).requests().is_empty();
+    if let Some(missing) = config.aws.reader.missing().filter(|_| asked.online || !idle) {
+        report.problems.push(missing.to_owned());
+    } else if asked.online {
+        match block_on(online(config, asked.simulate)).map_err(anyhow::Error::from).flatten() {
+            Ok((online, problems)) => {
+                report.problems.extend(problems);
+                report.online = Some(online);
+            }
+            Err(error) => report.problems.push(format!("{error:#}")),
+        }
     }
-    let Config { aws, keys, wholesale, refresh, outputs, .. } = config;
-    let missing = aws.credentials.missing();
-    let names = keys.len();
-    let mapping = Mapping::new(keys, wholesale);
-    let requests: BTreeSet<Request> = mapping.requests();
-    lines.push(format!("region     {}", aws.region));
-    lines.push(format!("keys       {names} named"));
-    for all in mapping.wholesale() {
-        lines.push(format!("           all members of secret {}", all.request.secret));
+    report.ok = report.problems.is_empty();
+    let shown = match form {
+        Form::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report).unwrap_or_default())),
+        Form::Text => print(&lines_of(&report.lines())),
+    };
+    if !report.ok && form == Form::Text {
+        complain(&format!("`run` would fail: {}", report.problems.join("\nkeytide: ")));
     }
-    for output in &outputs {
-        let (kind, path) = match &output.kind {
-            OutputKind::EnvFile { path, .. } => ("env_file", path),
-            OutputKind::Files { directory, .. } => ("files", directory),
+    if report.ok { shown } else { Exit::Failed }
+}
+
+/// Asks AWS, and changes nothing. The problems are those with which `run` would fail.
+async fn online(config: Config, simulate: bool) -> anyhow::Result<(Online, Vec<String>)> {
+    let Config { mut aws, keys, wholesale, refresh, virtual_keys, .. } = config;
+    let metrics = Arc::new(Metrics::new(std::iter::empty()));
+    let statuses = (daemon::described(&aws, &aws.reader), aws.writer.as_ref().map(|one| daemon::described(&aws, one)));
+    let connection = daemon::connect(&aws, refresh.call_timeout, telemetry::wall_clock(), &metrics)?;
+    let (region, endpoints) = (aws.region.clone(), aws.endpoints.clone());
+    let writer = aws.writer.take().map(|writer| daemon::identity(writer, &endpoints, &connection)).transpose()?;
+    let mut reader = daemon::reader(aws, &connection)?;
+    let mut online = Online::default();
+    let mut problems = Vec::new();
+
+    let caller = prove(&reader.auth, statuses.0, &mut online.reader, &mut problems).await;
+    // Who reads also writes, unless somebody else does.
+    let (who_writes, writing_caller) = match (&writer, statuses.1) {
+        (Some(writer), Some(status)) => (writer, prove(writer, status, &mut online.writer, &mut problems).await),
+        _ => (&reader.auth, caller.clone()),
+    };
+    let who_writes = Arc::clone(who_writes);
+    let mut denied = Vec::new();
+    if let Some(caller) = caller {
+        let place = Place { region: &region, account: Some(caller.account()) };
+        let mapping = Mapping::new(keys, wholesale);
+        let snapshot = reader.source.read(&mapping.requests()).await;
+        for (request, answer) in &snapshot {
+            let problem = answer.as_ref().err();
+            if problem.is_some_and(|problem| problem.reason == Reason::Denied) {
+                denied.extend(reads(&[request.clone()].into(), false, &place));
+            }
+            online.secrets.push(SecretReport::of(request, problem));
+        }
+        online.batch_denied = reader.source.is_batch_denied();
+        denied.extend(reads(&[].into(), online.batch_denied, &place));
+        let skip = refresh.on_missing == OnMissing::Skip;
+        let mut ledger = Ledger::recovered(&mapping, BTreeMap::new(), BTreeMap::new());
+        ledger.apply(&mapping, snapshot, false);
+        problems.extend(ledger.missing(&mapping, skip).into_iter().map(|(what, problem)| format!("{what}: {problem}")));
+    }
+    if let (Some(caller), Some(VirtualKeys { prefix, replica_regions, kms_key_id: _ })) = (writing_caller, virtual_keys)
+    {
+        let place = Place { region: &region, account: Some(caller.account()) };
+        let needs = writes(&prefix, !replica_regions.is_empty(), &place);
+        let decisions = if simulate {
+            match ask_iam(&connection, endpoints.iam.as_deref(), &who_writes, &caller, &needs).await {
+                Ok(decisions) => decisions,
+                Err(problem) => {
+                    problems.push(problem.message);
+                    Vec::new()
+                }
+            }
+        } else {
+            Vec::new()
         };
-        lines.push(format!("output     {} ({kind}) {}", output.name, path.display()));
+        for need in needs {
+            let verdict = match decisions.iter().find(|decision| decision.action == need.action) {
+                None => "not_provable",
+                Some(decision) if decision.allowed => "allowed",
+                Some(_) => {
+                    problems
+                        .push(format!("the policies of {caller} do not allow {} on {}", need.action, need.resource));
+                    denied.push(need.clone());
+                    "denied"
+                }
+            };
+            online.writes.push(NeedReport { action: need.action, resource: need.resource, verdict });
+        }
     }
-    let calls = u64::try_from(source::secrets_manager::call_count(&requests)).unwrap_or(u64::MAX);
-    let seconds = refresh.interval.as_secs().max(1);
-    let a_day = calls.saturating_mul(86_400).div_ceil(seconds).saturating_mul(u64::from(replicas));
-    lines.push(format!(
-        "calls      {calls} a refresh, every {} s, {replicas} pod(s): {a_day} a day, about {} USD a month",
-        refresh.interval.as_secs(),
-        dollars(a_day)
-    ));
-    if let Some(missing) = missing.filter(|_| !requests.is_empty()) {
-        print(&lines_of(&lines));
-        complain(&format!("`run` would fail: {missing}"));
-        return Exit::Failed;
+    online.allow = (!denied.is_empty()).then(|| Policy::allowing(&denied));
+    Ok((online, problems))
+}
+
+async fn prove(
+    auth: &Auth,
+    status: IdentityStatus,
+    report: &mut Option<IdentityStatus>,
+    problems: &mut Vec<String>,
+) -> Option<Caller> {
+    match auth.caller().await {
+        Ok(caller) => {
+            let known = auth.known().await;
+            *report = Some(IdentityStatus {
+                account: Some(caller.account().to_string()),
+                caller: Some(caller.to_string()),
+                expires: known.expires_at.and_then(timestamp),
+                token_expires: known.token_expires_at.and_then(timestamp),
+                ..status
+            });
+            Some(caller)
+        }
+        Err(problem) => {
+            problems.push(problem.message);
+            None
+        }
     }
-    lines.push("valid".to_owned());
-    print(&lines_of(&lines))
+}
+
+/// Asks IAM about a secret below the prefix that there is not.
+async fn ask_iam(
+    connection: &Connection,
+    endpoint: Option<&str>,
+    auth: &Auth,
+    caller: &Caller,
+    needs: &[Need],
+) -> Result<Vec<iam::Decision>, Problem> {
+    let actions: Vec<&str> = needs.iter().map(|need| need.action).collect();
+    let resources: BTreeSet<String> =
+        needs.iter().map(|need| need.resource.replace('*', "keytide-check-AbCdEf")).collect();
+    let resources: Vec<String> = resources.into_iter().collect();
+    // IAM wants the role itself, whose path only the configuration knows.
+    let source = match (auth.role().filter(|role| caller.is_role(role)), caller.role_name()) {
+        (Some(role), _) => role.to_string(),
+        (None, Some(name)) => format!("arn:{}:iam::{}:role/{name}", caller.partition(), caller.account()),
+        (None, None) => caller.to_string(),
+    };
+    iam::simulate(connection, endpoint, auth, &source, &actions, &resources).await
+}
+
+// === impl Report ===
+
+impl Report {
+    fn of(config: &Config, replicas: u32) -> Self {
+        let Config { aws, keys, wholesale, refresh, outputs, notices, .. } = config;
+        let mapping = Mapping::new(keys.clone(), wholesale.clone());
+        let outputs = outputs.iter().map(|output| {
+            let (kind, path) = match &output.kind {
+                OutputKind::EnvFile { path, .. } => ("env_file", path),
+                OutputKind::Files { directory, .. } => ("files", directory),
+            };
+            OutputReport { name: output.name.to_string(), kind, path: path.display().to_string() }
+        });
+        Self {
+            ok: false,
+            problems: Vec::new(),
+            notices: notices.clone(),
+            region: aws.region.clone(),
+            keys: keys.len(),
+            wholesale: mapping.wholesale().map(|all| all.request.secret.to_string()).collect(),
+            outputs: outputs.collect(),
+            calls: Calls::of(
+                source::secrets_manager::call_count(&mapping.requests()),
+                refresh.interval,
+                sessions_a_day(&aws.reader),
+                replicas,
+            ),
+            online: None,
+        }
+    }
+
+    /// For people: readable in ten seconds.
+    fn lines(&self) -> Vec<String> {
+        let Self { ok, problems: _, notices, region, keys, wholesale, outputs, calls, online } = self;
+        let mut lines: Vec<String> = notices.iter().map(|notice| format!("note: {notice}")).collect();
+        let mut line = |name: &str, text: String| lines.push(format!("{name:<10} {text}").trim_end().to_owned());
+        line("region", region.clone());
+        if let Some(Online { reader, writer, secrets, batch_denied, writes, allow }) = online {
+            for (name, identity) in [("identity", reader), ("writer", writer)] {
+                for (i, text) in identity.iter().flat_map(identity_lines).enumerate() {
+                    line(if i == 0 { name } else { "" }, text);
+                }
+            }
+            for SecretReport { secret, stage, result, message: _ } in secrets {
+                let stage = stage.as_ref().map(|stage| format!(" at {stage}")).unwrap_or_default();
+                let result = if *result == "read" { "may be read".to_owned() } else { format!("NOT READ ({result})") };
+                line("secret", format!("{secret}{stage}: {result}"));
+            }
+            if *batch_denied {
+                line("batch", "BatchGetSecretValue is denied: secrets are read one by one".to_owned());
+            }
+            let mut verdicts: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+            for NeedReport { action, resource, verdict } in writes {
+                let action = action.rsplit(':').next().unwrap_or(action);
+                verdicts.entry((verdict, resource)).or_default().push(action);
+            }
+            for ((verdict, resource), actions) in verdicts {
+                let verdict = match verdict {
+                    "not_provable" => "not provable without writing (--simulate asks IAM)",
+                    "allowed" => "allowed, says IAM",
+                    _ => "DENIED, says IAM",
+                };
+                line("writes", format!("{verdict}: {} on {resource}", actions.join(", ")));
+            }
+            if let Some(policy) = allow {
+                line("allow", serde_json::to_string(policy).unwrap_or_default());
+            }
+        }
+        line("keys", format!("{keys} named"));
+        for secret in wholesale {
+            line("", format!("all members of secret {secret}"));
+        }
+        for OutputReport { name, kind, path } in outputs {
+            line("output", format!("{name} ({kind}) {path}"));
+        }
+        for (i, text) in calls.lines().into_iter().enumerate() {
+            line(if i == 0 { "calls" } else { "" }, text);
+        }
+        if *ok {
+            lines.push("valid".to_owned());
+        }
+        lines
+    }
+}
+
+// === impl SecretReport ===
+
+impl SecretReport {
+    fn of(request: &Request, problem: Option<&Problem>) -> Self {
+        Self {
+            secret: request.secret.to_string(),
+            stage: request.stage.as_ref().map(ToString::to_string),
+            result: problem.map_or("read", |problem| problem.reason.label()),
+            message: problem.map(|problem| problem.message.clone()),
+        }
+    }
+}
+
+// === impl Calls ===
+
+impl Calls {
+    fn of(CallCount { get, batch }: CallCount, interval: Duration, sts_a_day: u64, replicas: u32) -> Self {
+        let seconds = interval.as_secs().max(1);
+        let whole = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let pods = u64::from(replicas);
+        let a_day = whole(get + batch).saturating_mul(86_400).div_ceil(seconds).saturating_mul(pods);
+        let share = |quota, count: usize, a_second: u32| {
+            let at_once = f64::from(u32::try_from(count).unwrap_or(u32::MAX)) * f64::from(replicas);
+            let percent = |calls_a_second: f64| (calls_a_second / f64::from(a_second) * 1e6).round() / 1e4;
+            Share {
+                quota,
+                a_second,
+                on_average: percent(at_once / interval.as_secs_f64()),
+                all_at_once: percent(at_once),
+            }
+        };
+        let quotas = [
+            (get > 0).then(|| share("GetSecretValue", get, GETS_A_SECOND)),
+            (batch > 0).then(|| share("BatchGetSecretValue", batch, BATCHES_A_SECOND)),
+        ];
+        Self {
+            replicas,
+            interval_seconds: seconds,
+            get_a_refresh: get,
+            batch_a_refresh: batch,
+            a_day,
+            dollars_a_month: dollars(a_day),
+            sts_a_day: sts_a_day * pods,
+            quotas: quotas.into_iter().flatten().collect(),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let Self {
+            replicas,
+            interval_seconds,
+            get_a_refresh,
+            batch_a_refresh,
+            a_day,
+            dollars_a_month,
+            sts_a_day,
+            quotas,
+        } = self;
+        let calls = get_a_refresh + batch_a_refresh;
+        let mut lines = vec![format!(
+            "{calls} a refresh, every {interval_seconds} s, {replicas} pod(s): {a_day} a day, about {dollars_a_month} USD a \
+             month; about {sts_a_day} to STS a day"
+        )];
+        for Share { quota, a_second, on_average, all_at_once } in quotas {
+            lines.push(format!(
+                "{on_average} % of AWS's quota of {quota} ({a_second} a second), {all_at_once} % if all pods refresh at once"
+            ));
+        }
+        lines
+    }
+}
+
+/// About how many calls to STS the sessions of a day cost: one a hop and session, and one to prove it where that is asked.
+fn sessions_a_day(identity: &config::Identity) -> u64 {
+    const SESSION: Duration = Duration::from_hours(1);
+    let sessions = identity.all_roles().map(|role| {
+        let lasts = role.duration.unwrap_or(SESSION).as_secs().max(1);
+        86_400_u64.div_ceil(lasts)
+    });
+    let sessions: Vec<u64> = sessions.collect();
+    let proofs = if identity.expected.is_set() { sessions.last().copied().unwrap_or(1) } else { 0 };
+    sessions.iter().sum::<u64>().saturating_add(proofs)
 }
 
 /// 0.05 USD for 10,000 calls (AWS Secrets Manager, pricing), 30 days a month.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 use hyper::{Method, body::Bytes};
 use jiff::Timestamp;
 
-use super::{Exit, Form, block_on, complain, lines_of, print};
+use super::{Exit, Form, block_on, complain, identity_lines, lines_of, print};
 use crate::{
     health::{KeyStatus, OutputStatus, Status},
     http_client::{self, RequestError},
@@ -96,8 +96,9 @@ fn table(status: &Status, now: Timestamp) -> String {
         |at: &Option<String>| at.as_deref().map_or_else(|| "never".to_owned(), |at| format!("{} ago", since(at, now)));
     let mut line = |name: &str, value: String| lines.push(format!("{name:<10} {value}"));
     line("keytide", format!("{version}, {}, up {}", if *ready { "ready" } else { "NOT ready" }, since(started, now)));
-    let expires = identity.expires.as_deref().map(|at| format!(", until {at}")).unwrap_or_default();
-    line("identity", format!("{} {} in {}{expires}", identity.kind, identity.name, identity.region));
+    for (i, text) in identity_lines(identity).into_iter().enumerate() {
+        line(if i == 0 { "identity" } else { "" }, text);
+    }
     let next = refresh.next.as_deref().map(|at| format!(", next in {}", until(at, now))).unwrap_or_default();
     line("refresh", format!("complete {}, last {}{next}", age(&refresh.last_complete), age(&refresh.last)));
     if let Some(refused) = &config.refused {

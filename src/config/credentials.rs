@@ -1,102 +1,283 @@
-//! Who keytide is in AWS, and where AWS is: chosen from both blocks and the environment, in LiteLLM's order.
+//! Who keytide is in AWS: chosen from both blocks and the environment, in LiteLLM's order.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    Aws, Credentials, Environment,
-    fields::{Field, Region},
-    file::Ours,
+    Container, Credentials, Environment, Identity, Profile, StaticKeys, Token,
+    aws::{AskedRole, OurAws, OurWriter},
+    fields::{Field, SessionName},
     findings::{Findings, Given, Place},
-    litellm::{AwsSettings, Theirs},
+    litellm::AwsSettings,
     yaml::{Node, Position},
 };
-use crate::domain::value::SecretValue;
+use crate::domain::{
+    identity::{Expected, Role, RoleArn},
+    value::SecretValue,
+};
 
 /// The session's name where nothing names it.
 const SESSION_NAME: &str = "keytide";
+/// The longest session of a role that another role assumed (STS, `AssumeRole`: role chaining).
+const LONGEST_CHAINED: Duration = Duration::from_hours(1);
+/// Where the agents of ECS and of EKS Pod Identity listen (AWS SDKs and tools, container credential provider).
+const AGENTS: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+];
+/// Where the instance metadata service listens (EC2, IMDS).
+const METADATA: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254))];
 
-/// Chooses; none if something is wrong, which is then among the errors.
-pub(super) fn choose(config: &Path, ours: &Ours, theirs: &Theirs, findings: &mut Findings<'_>) -> Option<Aws> {
-    let region = region(config, ours, theirs, findings);
-    let profile = findings.either(theirs.aws.profile.clone(), ours.profile.clone());
-    let credentials = credentials(profile, &theirs.aws, findings);
-    let plain_http = ours.allow_plain_http;
-    let secrets_manager_endpoint =
-        endpoint("Secrets Manager", None, "AWS_ENDPOINT_URL_SECRETS_MANAGER", plain_http, findings);
-    let sts_endpoint = endpoint("STS", theirs.aws.sts_endpoint.clone(), "AWS_ENDPOINT_URL_STS", plain_http, findings);
-    Some(Aws { region: region?, credentials: credentials?, secrets_manager_endpoint, sts_endpoint })
+/// Where an identity begins, and what it asks for.
+struct Asked<'a> {
+    roles: &'a [Given<AskedRole>],
+    token: Option<Given<Token>>,
+    /// Taken before anything that the environment gives.
+    profile: Option<&'a Given<String>>,
+    session_name: String,
+    allow_instance_role: bool,
+    expected: Option<&'a Given<Expected>>,
 }
 
-fn region(config: &Path, ours: &Ours, theirs: &Theirs, findings: &mut Findings<'_>) -> Option<String> {
-    if let Some(given) = findings.either(theirs.aws.region.clone(), ours.region.clone()) {
-        return Some(given.value);
+/// Who reads; none if something is wrong, which is then among the errors.
+pub(super) fn reader(ours: &OurAws, theirs: &AwsSettings, findings: &mut Findings<'_>) -> Option<Identity> {
+    let errors = findings.errors.len();
+    let session_name = session_name(theirs, findings);
+    let their_role =
+        theirs.role.as_ref().map(|role| Given { value: vec![of_setting(role, theirs)], place: role.place.clone() });
+    let is_theirs = their_role.is_some();
+    let roles = findings.either(their_role, ours.roles.clone());
+    let their_token = theirs.web_identity_token.as_ref().and_then(|setting| their_token(setting, is_theirs, findings));
+    let our_token = ours.token_file.clone().map(|given| given.map(Token::File));
+    let mut token = findings.either(their_token, our_token);
+    let mut their_profile = theirs.profile.clone();
+    if let Some(profile) = their_profile.take_if(|_| is_theirs) {
+        findings.notice(&profile.place, "ignored beside aws_role_name, as in LiteLLM; keytide.aws.profile is not");
     }
-    for name in ["AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"] {
-        let Some(region) = findings.environment.set(name) else { continue };
-        return match Region::read(&Node::of_text(Position { line: 0, column: 0 }, region)) {
-            Ok(Region(region)) => Some(region),
-            Err(expected) => {
-                findings.error(&Place::environment(name), expected);
-                None
+    let profile = findings.either(their_profile, ours.profile.clone());
+    let roles = roles.map(|given| given.value).unwrap_or_default();
+    if is_theirs && token.is_some() && theirs.external_id.is_some() {
+        // A web identity has no external id: the role is assumed from the pod's own.
+        token = None;
+        if let Some(id) = &theirs.external_id {
+            findings.notice(
+                &id.place,
+                "the role is assumed from the pod's own identity, since a web identity has no external id",
+            );
+        }
+    }
+    let asked = Asked {
+        roles: &roles,
+        token,
+        profile: profile.as_ref(),
+        session_name,
+        allow_instance_role: ours.allow_instance_role,
+        expected: ours.expected.as_ref(),
+    };
+    let identity = asked.identity(findings);
+    identity.filter(|_| findings.errors.len() == errors)
+}
+
+/// Who writes.
+pub(super) fn writer(
+    writer: &OurWriter,
+    ours: &OurAws,
+    theirs: &AwsSettings,
+    findings: &mut Findings<'_>,
+) -> Option<Identity> {
+    let errors = findings.errors.len();
+    // What is wrong with the name was said for the one who reads.
+    let session_name = theirs.session_name.as_ref().map_or(SESSION_NAME.to_owned(), |name| name.value.clone());
+    let asked = Asked {
+        roles: &writer.roles,
+        token: writer.token_file.clone().map(|given| given.map(Token::File)),
+        profile: ours.profile.as_ref(),
+        session_name,
+        allow_instance_role: ours.allow_instance_role,
+        expected: writer.expected.as_ref(),
+    };
+    let identity = asked.identity(findings);
+    identity.filter(|_| findings.errors.len() == errors)
+}
+
+// === impl Asked ===
+
+impl Asked<'_> {
+    fn identity(self, findings: &mut Findings<'_>) -> Option<Identity> {
+        let Self { roles, token, profile, session_name, allow_instance_role, expected } = self;
+        let role = |asked: &AskedRole| {
+            let AskedRole { arn, session_name: named, external_id, session_tags, transitive_tag_keys, duration } =
+                asked.clone();
+            let session_name = named.unwrap_or_else(|| session_name.clone());
+            Role { arn, session_name, external_id, session_tags, transitive_tag_keys, duration }
+        };
+        let own = findings.environment.set("AWS_ROLE_ARN").zip(findings.environment.set("AWS_WEB_IDENTITY_TOKEN_FILE"));
+        let (base, rest) = match (roles.split_first(), token) {
+            (Some((first, rest)), Some(token)) => {
+                refuse_for_web_identity(first, findings);
+                (Credentials::WebIdentity { role: role(&first.value), token: token.value }, rest)
+            }
+            // The pod's own role is not assumed from itself.
+            (Some((first, rest)), None)
+                if profile.is_none() && own.is_some_and(|(arn, _)| arn == first.value.arn.as_str()) =>
+            {
+                refuse_for_web_identity(first, findings);
+                let (_, file) = own.unwrap_or_default();
+                let token = token_file(file, &Place::environment("AWS_WEB_IDENTITY_TOKEN_FILE"), findings)?;
+                (Credentials::WebIdentity { role: role(&first.value), token }, rest)
+            }
+            (_, token) => {
+                if let Some(token) = token {
+                    findings.notice(&token.place, "ignored without a role (aws_role_name), as in LiteLLM");
+                }
+                let base =
+                    ambient(profile.map(|given| given.value.as_str()), &session_name, allow_instance_role, findings)?;
+                (base, roles)
             }
         };
+        let temporary = match &base {
+            Credentials::WebIdentity { .. } | Credentials::Container(_) | Credentials::Instance(_) => true,
+            Credentials::Static(keys) => keys.session_token.is_some(),
+            Credentials::Profile(_) | Credentials::Missing => false,
+        };
+        for (i, asked) in rest.iter().enumerate() {
+            if (temporary || i > 0) && asked.value.duration.is_some_and(|duration| duration > LONGEST_CHAINED) {
+                let message = "expected a session_duration of at most 1h: AWS ends the session of a role that was assumed \
+                               with temporary credentials after an hour";
+                findings.error(&asked.place, message);
+            }
+        }
+        let identity = Identity {
+            base,
+            roles: rest.iter().map(|asked| role(&asked.value)).collect(),
+            expected: expected.map(|given| given.value.clone()).unwrap_or_default(),
+        };
+        if let (Some(expected), Some(last)) = (expected, identity.all_roles().last()) {
+            check_expected(expected, &last.arn, findings);
+        }
+        Some(identity)
     }
-    let place = Place { path: "keytide.aws.region".to_owned(), ..Place::file(config) };
-    let message = "a region is required: set it here, as aws_region_name in LiteLLM's block, or as AWS_REGION in the \
-                   environment";
-    // A region that is given and bad was said before.
-    if !findings
-        .errors
-        .iter()
-        .any(|error| error.place.path.ends_with("region") || error.place.path.ends_with("region_name"))
-    {
-        findings.error(&place, message);
-    }
-    None
 }
 
-fn credentials(
-    profile: Option<Given<String>>,
-    settings: &AwsSettings,
+/// What the configuration itself shows to be somebody else is refused before anybody is asked.
+fn check_expected(expected: &Given<Expected>, last: &RoleArn, findings: &mut Findings<'_>) {
+    let Expected { role, account } = &expected.value;
+    let same = |role: &RoleArn| {
+        (role.partition(), role.account(), role.name()) == (last.partition(), last.account(), last.name())
+    };
+    if !role.as_ref().is_none_or(same) || account.as_ref().is_some_and(|account| last.account() != *account) {
+        let message = format!("expects {}, but the configured role is {last}", expected.value);
+        findings.error(&expected.place, message);
+    }
+}
+
+fn refuse_for_web_identity(role: &Given<AskedRole>, findings: &mut Findings<'_>) {
+    if role.value.external_id.is_some() {
+        findings.error(
+            &role.place,
+            "a role that is assumed with a web-identity token has no external_id: take one of them out",
+        );
+    }
+    if !role.value.session_tags.is_empty() {
+        let message = "a role that is assumed with a web-identity token has no session_tags: they are in the token";
+        findings.error(&role.place, message);
+    }
+}
+
+/// LiteLLM's `aws_role_name`, with the settings that belong to it.
+fn of_setting(role: &Given<RoleArn>, theirs: &AwsSettings) -> Given<AskedRole> {
+    let value = AskedRole {
+        arn: role.value.clone(),
+        session_name: theirs.session_name.as_ref().map(|given| given.value.clone()),
+        external_id: theirs.external_id.as_ref().map(|given| given.value.clone()),
+        session_tags: Vec::new(),
+        transitive_tag_keys: Vec::new(),
+        duration: None,
+    };
+    Given { value, place: role.place.clone() }
+}
+
+/// The name of sessions that no setting names.
+fn session_name(theirs: &AwsSettings, findings: &mut Findings<'_>) -> String {
+    if let Some(name) = &theirs.session_name {
+        return name.value.clone();
+    }
+    let Some(name) = findings.environment.set("AWS_ROLE_SESSION_NAME") else { return SESSION_NAME.to_owned() };
+    match SessionName::read(&Node::of_text(Position { line: 0, column: 0 }, name)) {
+        Ok(SessionName(name)) => name,
+        Err(expected) => {
+            findings.error(&Place::environment("AWS_ROLE_SESSION_NAME"), expected);
+            SESSION_NAME.to_owned()
+        }
+    }
+}
+
+/// What the environment gives, the setting of a profile before it.
+fn ambient(
+    profile: Option<&str>,
+    session_name: &str,
+    allow_instance_role: bool,
     findings: &mut Findings<'_>,
 ) -> Option<Credentials> {
     let environment = findings.environment;
-    if let Some(role) = &settings.role {
-        return of_role(role, settings, findings);
-    }
-    if let Some(token) = &settings.web_identity_token {
-        findings.notice(&token.place, "ignored without aws_role_name, as in LiteLLM");
-    }
     if let Some(profile) = profile {
-        return Some(of_profile(profile.value, environment));
+        return of_profile(profile, session_name, allow_instance_role, findings);
     }
-    let key = pair("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", findings)?;
-    if let Some((id, secret)) = key {
-        return Some(Credentials::Static {
-            access_key_id: id.to_owned(),
-            secret_access_key: SecretValue::new(secret.to_owned()),
-            session_token: environment.set("AWS_SESSION_TOKEN").map(|token| SecretValue::new(token.to_owned())),
+    let irsa = pair("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", findings);
+    if let Some(keys) = static_keys(findings)? {
+        if let Some(Some(_)) = irsa {
+            let message =
+                "static keys are used, although AWS_ROLE_ARN names a role: unset this variable to be the role";
+            findings.notice(&Place::environment("AWS_ACCESS_KEY_ID"), message);
+        }
+        return Some(Credentials::Static(keys));
+    }
+    if let Some((arn, file)) = irsa? {
+        let arn = RoleArn::parse(arn).or_else(|| {
+            findings.error(&Place::environment("AWS_ROLE_ARN"), RoleArn::EXPECTED);
+            None
         });
-    }
-    if let Some((role, token)) = pair("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", findings)? {
-        return web_identity(role, &Place::environment("AWS_ROLE_ARN"), token, settings, findings);
+        let token = token_file(file, &Place::environment("AWS_WEB_IDENTITY_TOKEN_FILE"), findings);
+        let role = Role {
+            arn: arn?,
+            session_name: session_name.to_owned(),
+            external_id: None,
+            session_tags: Vec::new(),
+            transitive_tag_keys: Vec::new(),
+            duration: None,
+        };
+        return Some(Credentials::WebIdentity { role, token: token? });
     }
     if let Some(profile) = environment.set("AWS_PROFILE") {
-        return Some(of_profile(profile.to_owned(), environment));
+        return of_profile(profile, session_name, allow_instance_role, findings);
+    }
+    // Somebody set its variable for this process; the files may be there for something else.
+    if let Some(container) = container(findings)? {
+        return Some(Credentials::Container(container));
     }
     let (credentials_file, config_file) = shared_files(environment);
     if credentials_file.is_file() || config_file.is_file() {
-        return Some(Credentials::Profile { name: "default".to_owned(), credentials_file, config_file });
+        return of_profile("default", session_name, allow_instance_role, findings);
     }
-    let container = ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
-    Some(match container.into_iter().find(|name| environment.set(name).is_some()) {
-        Some(name) => Credentials::Unsupported {
-            reason: format!(
-                "this version does not take credentials from a container agent (EKS Pod Identity): {name} is set"
-            ),
-        },
-        None => Credentials::Missing,
-    })
+    let instance = if allow_instance_role { instance(findings)? } else { None };
+    Some(instance.map_or(Credentials::Missing, Credentials::Instance))
+}
+
+/// The static keys of the environment.
+#[expect(clippy::option_option, reason = "an error that is noted already, none set, or keys")]
+fn static_keys(findings: &mut Findings<'_>) -> Option<Option<StaticKeys>> {
+    let pair = pair("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", findings)?;
+    let session_token = findings.environment.set("AWS_SESSION_TOKEN");
+    Some(pair.map(|(id, secret)| StaticKeys {
+        access_key_id: id.to_owned(),
+        secret_access_key: SecretValue::new(secret.to_owned()),
+        session_token: session_token.map(|token| SecretValue::new(token.to_owned())),
+    }))
 }
 
 /// Both variables, or none of them; the half is an error.
@@ -114,99 +295,70 @@ fn pair<'e>(one: &str, other: &str, findings: &mut Findings<'e>) -> Option<Optio
     }
 }
 
-/// `aws_role_name`: this pod's own role, or one that a token is for.
-fn of_role(role: &Given<String>, settings: &AwsSettings, findings: &mut Findings<'_>) -> Option<Credentials> {
+/// The token that `aws_web_identity_token` means: a path, LiteLLM's references to one, or the token itself.
+fn their_token(setting: &Given<String>, has_role: bool, findings: &mut Findings<'_>) -> Option<Given<Token>> {
+    const NOT_SET: &str = "the environment variable that it names is not set";
+    let (text, place) = (setting.value.as_str(), &setting.place);
     let environment = findings.environment;
-    if let Some(token) = &settings.web_identity_token {
-        if let Some(id) = &settings.external_id {
-            findings.notice(&id.place, "ignored: a web identity has no external id");
-        }
-        return match token_file(&token.value, environment) {
-            Ok(file) => web_identity(&role.value, &role.place, &file, settings, findings),
-            Err(reason) => {
-                findings.notice(&token.place, reason);
-                Some(Credentials::Unsupported { reason: format!("{}: {reason}", token.place) })
-            }
-        };
-    }
-    if let (Some(own), Some(token)) = (environment.set("AWS_ROLE_ARN"), environment.set("AWS_WEB_IDENTITY_TOKEN_FILE"))
-        && own == role.value
-    {
-        return web_identity(own, &role.place, token, settings, findings);
-    }
-    let reason = "this version does not assume a role with other credentials (AssumeRole): only aws_role_name with a \
-                  web-identity token, or the pod's own AWS_ROLE_ARN";
-    findings.notice(&role.place, reason);
-    Some(Credentials::Unsupported { reason: format!("{}: {reason}", role.place) })
-}
-
-/// The file that `aws_web_identity_token` means.
-fn token_file(setting: &str, environment: &Environment) -> Result<String, &'static str> {
-    let path = if let Some(name) = setting.strip_prefix("oidc/env_path/") {
-        environment.set(name).ok_or("the environment variable that it names is not set")?
+    let named = |name: &str| environment.set(name).ok_or(NOT_SET);
+    let meant = if let Some(name) = text.strip_prefix("oidc/env_path/").or_else(|| text.strip_prefix("oidc/env/")) {
+        named(name)
     } else {
-        setting.strip_prefix("oidc/file/").unwrap_or(setting)
+        Ok(text.strip_prefix("oidc/file/").unwrap_or(text))
     };
-    if path.starts_with('/') {
-        Ok(path.to_owned())
-    } else {
-        Err(
-            "expected an absolute path of a token's file, as it is or after oidc/file/, or oidc/env_path/ and the name of \
-             a variable that holds one; a token itself is not taken, since it could not be renewed",
-        )
+    let token = meant.and_then(|meant| {
+        if meant.starts_with('/') {
+            Ok(Token::File(PathBuf::from(meant)))
+        } else if meant.split('.').filter(|part| !part.is_empty()).count() == 3 && !meant.contains('/') {
+            Ok(Token::Text(SecretValue::new(meant.to_owned())))
+        } else {
+            Err("expected the absolute path of a token's file, as it is, after oidc/file/ or in the variable that \
+                 oidc/env_path/ names; or a token, as it is or in the variable that oidc/env/ names")
+        }
+    });
+    match token {
+        // LiteLLM does not look at it either.
+        _ if !has_role => {
+            findings.notice(place, "ignored without aws_role_name, as in LiteLLM");
+            None
+        }
+        Ok(token) => {
+            if matches!(token, Token::Text(_)) {
+                findings.notice(place, "a token ends, and cannot be renewed: give the path of its file instead");
+            }
+            Some(Given { value: token, place: place.clone() })
+        }
+        Err(expected) => {
+            findings.error(place, expected);
+            None
+        }
     }
 }
 
-fn web_identity(
-    role: &str,
-    place: &Place,
-    token_file: &str,
-    settings: &AwsSettings,
+fn token_file(path: &str, place: &Place, findings: &mut Findings<'_>) -> Option<Token> {
+    if path.starts_with('/') {
+        return Some(Token::File(path.into()));
+    }
+    findings.error(place, "expected an absolute path");
+    None
+}
+
+fn of_profile(
+    name: &str,
+    session_name: &str,
+    allow_instance_role: bool,
     findings: &mut Findings<'_>,
 ) -> Option<Credentials> {
-    if !is_role_arn(role) {
-        findings.error(place, "expected the ARN of a role, such as arn:aws:iam::123456789012:role/keytide");
-        return None;
-    }
-    if !token_file.starts_with('/') {
-        findings.error(&Place::environment("AWS_WEB_IDENTITY_TOKEN_FILE"), "expected an absolute path");
-        return None;
-    }
-    let named = settings.session_name.as_ref().map(|given| (given.value.as_str(), given.place.clone()));
-    let of_variable = findings.environment.set("AWS_ROLE_SESSION_NAME");
-    let (session_name, place) = named
-        .or(of_variable.map(|name| (name, Place::environment("AWS_ROLE_SESSION_NAME"))))
-        .unwrap_or((SESSION_NAME, place.clone()));
-    let legal = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
-    if !(2..=64).contains(&session_name.len()) || !session_name.chars().all(legal) {
-        findings.error(&place, "expected the name of a session: 2 to 64 of A-Z a-z 0-9 _ + = , . @ -");
-        return None;
-    }
-    Some(Credentials::WebIdentity {
-        role_arn: role.to_owned(),
+    let (credentials_file, config_file) = shared_files(findings.environment);
+    Some(Credentials::Profile(Profile {
+        name: name.to_owned(),
+        credentials_file,
+        config_file,
         session_name: session_name.to_owned(),
-        token_file: token_file.into(),
-    })
-}
-
-fn is_role_arn(text: &str) -> bool {
-    let mut parts = text.splitn(6, ':');
-    let mut next = || parts.next().unwrap_or_default();
-    let (arn, partition, service, region, account, resource) = (next(), next(), next(), next(), next(), next());
-    arn == "arn"
-        && partition.starts_with("aws")
-        && service == "iam"
-        && region.is_empty()
-        && account.len() == 12
-        && account.bytes().all(|b| b.is_ascii_digit())
-        && resource.strip_prefix("role/").is_some_and(|name| !name.is_empty())
-        && text.chars().all(|c| c.is_ascii_graphic())
-        && text.len() <= 2048
-}
-
-fn of_profile(name: String, environment: &Environment) -> Credentials {
-    let (credentials_file, config_file) = shared_files(environment);
-    Credentials::Profile { name, credentials_file, config_file }
+        environment: static_keys(findings)?,
+        container: container(findings)?,
+        instance: if allow_instance_role { instance(findings)? } else { None },
+    }))
 }
 
 /// AWS's shared files, credentials first.
@@ -218,56 +370,106 @@ fn shared_files(environment: &Environment) -> (PathBuf, PathBuf) {
     (file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), file("AWS_CONFIG_FILE", "config"))
 }
 
-/// The endpoint of a service: the setting, the service's variable, or everyone's. Each is said, since it decides who sees
-/// the secrets.
-fn endpoint(
-    service: &str,
-    setting: Option<Given<String>>,
-    variable: &str,
-    plain_http: bool,
-    findings: &mut Findings<'_>,
-) -> Option<String> {
+/// The agent that the environment names. Its token goes nowhere but to an address of this machine or of the link.
+#[expect(clippy::option_option, reason = "an error that is noted already, none, or an agent")]
+fn container(findings: &mut Findings<'_>) -> Option<Option<Container>> {
+    const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
+    const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
+    const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
     let environment = findings.environment;
-    let ignored =
-        environment.set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_some_and(|v| v.eq_ignore_ascii_case("true"));
-    let of_variable = |name: &str| {
-        let value = environment.set(name).filter(|_| !ignored)?.to_owned();
-        Some(Given { value, place: Place::environment(name) })
+    let (variable, found) = match (environment.set(RELATIVE), environment.set(FULL)) {
+        (Some(path), _) => {
+            (RELATIVE, local(&format!("http://169.254.170.2{path}"), &AGENTS).filter(|_| path.starts_with('/')))
+        }
+        (None, Some(url)) => (FULL, local(url, &AGENTS)),
+        (None, None) => return Some(None),
     };
-    let given = setting.or_else(|| of_variable(variable)).or_else(|| of_variable("AWS_ENDPOINT_URL"))?;
-    match check_endpoint(&given.value, plain_http) {
-        Ok(()) => {
-            findings.notice(&given.place, &format!("{service} is called at this endpoint, not at AWS's own"));
-            Some(given.value)
-        }
-        Err(expected) => {
-            // One variable serves two services.
-            if !findings.errors.iter().any(|error| error.place == given.place) {
-                findings.error(&given.place, expected);
-            }
-            None
-        }
-    }
+    let Some((address, path)) = found else {
+        let message = "expected the path (relative) or the http URL (full) of the agent at 169.254.170.23 or \
+                       [fd00:ec2::23] (EKS), 169.254.170.2 (ECS), or on this machine; its token is sent nowhere else";
+        findings.error(&Place::environment(variable), message);
+        return None;
+    };
+    let token = match environment.set(TOKEN_FILE) {
+        Some(file) => Some(token_file(file, &Place::environment(TOKEN_FILE), findings)?),
+        None => environment
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN")
+            .map(|token| Token::Text(SecretValue::new(token.to_owned()))),
+    };
+    Some(Some(Container { address, path, token }))
 }
 
-fn check_endpoint(url: &str, plain_http: bool) -> Result<(), &'static str> {
-    const EXPECTED: &str = "expected an http or https URL without a user, a query or a fragment";
-    let (scheme, rest) = url.split_once("://").ok_or(EXPECTED)?;
-    let authority = rest.split('/').next().unwrap_or_default();
+/// The instance metadata service, unless it is turned off.
+#[expect(clippy::option_option, reason = "an error that is noted already, none, or an address")]
+fn instance(findings: &mut Findings<'_>) -> Option<Option<SocketAddr>> {
+    const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+    let environment = findings.environment;
+    if environment.set("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+        return Some(None);
+    }
+    let Some(url) = environment.set(ENDPOINT) else {
+        let mode = environment.set("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE");
+        let six = mode.is_some_and(|mode| mode.eq_ignore_ascii_case("ipv6"));
+        let [four_address, six_address] = METADATA;
+        return Some(Some((if six { six_address } else { four_address }, 80).into()));
+    };
+    let found = local(url, &METADATA).filter(|(_, path)| path == "/");
+    if found.is_none() {
+        let message = "expected http and the address of the instance metadata service, or one of this machine";
+        findings.error(&Place::environment(ENDPOINT), message);
+        return None;
+    }
+    Some(found.map(|(address, _)| address))
+}
+
+/// Address and path of a URL of plain http that leads to one of these addresses or to this machine. No names but
+/// `localhost`: what a name means, somebody else decides.
+fn local(url: &str, addresses: &[IpAddr]) -> Option<(SocketAddr, String)> {
+    let rest = url.strip_prefix("http://")?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let legal = path.chars().all(|c| c.is_ascii_graphic() && c != '#');
     let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').ok_or(EXPECTED)?,
+        Some(six) => six.split_once(']')?,
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    let legal = url.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '@' | '\\'));
-    let port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
-    if !legal || !port || host.is_empty() {
-        return Err(EXPECTED);
-    }
-    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-    match scheme {
-        "https" => Ok(()),
-        "http" if plain_http || loopback => Ok(()),
-        "http" => Err("plain http only to this machine: expected https, or keytide.aws.allow_plain_http: true"),
-        _ => Err(EXPECTED),
+    let address = match host {
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host => host.parse().ok()?,
+    };
+    let port = if port.is_empty() { 80 } else { port.strip_prefix(':')?.parse().ok()? };
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    (legal && (address.is_loopback() || addresses.contains(&address))).then_some(((address, port).into(), path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agents_token_goes_nowhere_but_to_this_machine_and_its_link() {
+        for (url, address, path) in [
+            ("http://169.254.170.23/v1/credentials", "169.254.170.23:80", "/v1/credentials"),
+            ("http://[fd00:ec2::23]/v1/credentials", "[fd00:ec2::23]:80", "/v1/credentials"),
+            ("http://169.254.170.2:8080/a?b=c", "169.254.170.2:8080", "/a?b=c"),
+            ("http://127.0.0.7:1", "127.0.0.7:1", "/"),
+            ("http://[::1]:81/x", "[::1]:81", "/x"),
+            ("http://localhost/x", "127.0.0.1:80", "/x"),
+        ] {
+            assert_eq!(local(url, &AGENTS), Some((address.parse().unwrap(), path.to_owned())), "{url}");
+        }
+        for url in [
+            "https://169.254.170.23/",
+            "http://169.254.169.254/",
+            "http://169.254.170.23.example.com/",
+            "http://169.254.170.23@example.com/",
+            "http://example.com/169.254.170.23",
+            "http://10.0.0.1/",
+            "http://127.0.0.1:99999/",
+            "http://[::1/",
+            "http://",
+            "127.0.0.1/",
+        ] {
+            assert_eq!(local(url, &AGENTS), None, "{url}");
+        }
     }
 }

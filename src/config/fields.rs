@@ -9,6 +9,7 @@ use super::{
     yaml::{Node, Shape},
 };
 use crate::domain::{
+    identity::{Account, Expected, RoleArn},
     mapping::{Format, Template},
     names::{KeyName, Member, OutputName, SecretId, VersionStage},
 };
@@ -31,6 +32,7 @@ pub(super) trait Field: Sized {
 macro_rules! text_field {
     ($($(#[$doc:meta])* $name:ident($value:ty): $expected:expr, $read:expr;)*) => {$(
         $(#[$doc])*
+        #[derive(PartialEq, Eq, PartialOrd, Ord)]
         pub(super) struct $name(pub(super) $value);
 
         impl Field for $name {
@@ -53,6 +55,28 @@ text_field! {
         let legal = |c: char| !c.is_control() && !matches!(c, '[' | ']');
         ((1..=128).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
     };
+    /// The name of a role's session (STS, `RoleSessionName`).
+    SessionName(String): "expected the name of a session: 2 to 64 of A-Z a-z 0-9 _ + = , . @ -", |text| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+        ((2..=64).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
+    };
+    /// What a role's trust policy may ask for (STS, `ExternalId`).
+    ExternalId(String): "expected an external id: 2 to 1224 of A-Z a-z 0-9 _ + = , . @ : / -", |text| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
+        ((2..=1224).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
+    };
+    /// The key of a session's tag (STS, `Tag`).
+    TagKey(String): "expected the key of a tag: 1 to 128 letters, digits, spaces and _ . : / = + - @",
+        |text| ((1..=128).contains(&text.chars().count()) && text.chars().all(of_tag)).then(|| text.to_owned());
+    /// The value of a session's tag (STS, `Tag`).
+    TagValue(String): "expected the value of a tag: at most 256 letters, digits, spaces and _ . : / = + - @",
+        |text| (text.chars().count() <= 256 && text.chars().all(of_tag)).then(|| text.to_owned());
+    /// How long a session of a role lasts (STS, `DurationSeconds`).
+    SessionDuration(Duration): "expected a duration such as 1h, at least 15m and at most 12h",
+        |text| duration(text, MINUTE * 15, Duration::from_hours(12));
+    /// Time limit of a connection.
+    ConnectTimeout(Duration): "expected a duration such as 3s or 500ms, at least 100ms and at most 1m",
+        |text| duration(text, Duration::from_millis(100), MINUTE);
     /// An absolute path.
     AbsolutePath(PathBuf): "expected an absolute path without . and .. in it", absolute;
     /// A file's mode; none is `auto`.
@@ -110,6 +134,10 @@ pub(super) fn text<'a>(node: &'a Node, expected: &'static str) -> Result<&'a str
     }
 }
 
+fn of_tag(c: char) -> bool {
+    c.is_alphanumeric() || " _.:/=+-@".contains(c)
+}
+
 fn absolute(text: &str) -> Option<PathBuf> {
     let mut parts = text.split('/');
     let legal = parts.next() == Some("")
@@ -141,6 +169,43 @@ name_field! {
     SecretId: "expected the name or the ARN of a secret";
     VersionStage: "expected a staging label";
     OutputName: "expected a name";
+}
+
+impl Field for RoleArn {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        Self::parse(text(node, Self::EXPECTED)?).ok_or(Cow::Borrowed(Self::EXPECTED))
+    }
+}
+
+impl Field for Expected {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        const EXPECTED: &str =
+            "expected the ARN of a role, an account (twelve digits, in quotation marks), or a list of both";
+        let one = std::slice::from_ref(node);
+        let items = if let Shape::List(items) = &node.value { items.as_slice() } else { one };
+        let mut expected = Self::default();
+        for item in items {
+            let text = text(item, EXPECTED)?;
+            let (role, account) = (RoleArn::parse(text), Account::parse(text));
+            let taken =
+                (role.is_some() && expected.role.is_some()) || (account.is_some() && expected.account.is_some());
+            if taken || (role.is_none() && account.is_none()) {
+                return Err(EXPECTED.into());
+            }
+            expected = Self { role: role.or(expected.role), account: account.or(expected.account) };
+        }
+        match &expected {
+            Self { role: None, account: None } => Err(EXPECTED.into()),
+            Self { role: Some(role), account: Some(account) } if role.account() != *account => {
+                Err("the role is not of this account: nobody could be both".into())
+            }
+            _ => Ok(expected),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": ["string", "array"], "items": {"type": "string"}})
+    }
 }
 
 impl Field for Member {

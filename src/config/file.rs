@@ -15,9 +15,9 @@ use serde::{
 
 use super::{
     FileAccess, OnMissing, Output, OutputKind, Refresh, State,
+    aws::{AwsBlock, OurAws, OurWriter, VirtualKeysBlock},
     fields::{
-        AbsolutePath, CallTimeout, Field, FileMode, Id, Interval, Listen, MaxStale, Profile, Region, Share, Socket,
-        StartupTimeout,
+        AbsolutePath, CallTimeout, Field, FileMode, Id, Interval, Listen, MaxStale, Share, Socket, StartupTimeout,
     },
     findings::{Findings, Given, Place, Reader},
     litellm::{General, GeneralSchema},
@@ -56,20 +56,8 @@ pub(super) struct Block {
     http: Option<HttpBlock>,
     /// The admin socket.
     admin: Option<AdminBlock>,
-}
-
-/// The connection to AWS.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "Aws")]
-struct AwsBlock {
-    /// The region of the secrets. Default: `AWS_REGION_NAME`, `AWS_REGION` or `AWS_DEFAULT_REGION` of the environment, in
-    /// this order; one of them is required.
-    region: Option<Unchecked<Region>>,
-    /// A profile with static keys in AWS's shared files. Default: none.
-    profile: Option<Unchecked<Profile>>,
-    /// True: an endpoint may be plain http also where it is not on this machine. Default: false.
-    allow_plain_http: Option<Unchecked<bool>>,
+    /// Virtual keys, which this version does not store: who will write them.
+    virtual_keys: Option<VirtualKeysBlock>,
 }
 
 /// One secret whose value is a JSON object.
@@ -220,9 +208,8 @@ struct AdminBlock {
 /// What our block says, each field checked.
 #[derive(Debug)]
 pub(super) struct Ours {
-    pub(super) region: Option<Given<String>>,
-    pub(super) profile: Option<Given<String>>,
-    pub(super) allow_plain_http: bool,
+    pub(super) aws: OurAws,
+    pub(super) writer: Option<OurWriter>,
     pub(super) primary: Option<Given<Wholesale>>,
     pub(super) keys: Vec<Given<Entry>>,
     pub(super) refresh: Refresh,
@@ -310,14 +297,12 @@ impl<'de> Deserialize<'de> for Document {
 impl Block {
     /// The second pass: checks every field.
     pub(super) fn check(self, reader: &mut Reader<'_, '_>) -> Ours {
-        let Self { aws, primary_secret, keys, refresh, outputs, state, http, admin } = self;
-        let AwsBlock { region, profile, allow_plain_http } = aws.unwrap_or_default();
+        let Self { aws, primary_secret, keys, refresh, outputs, state, http, admin, virtual_keys } = self;
         let HttpBlock { listen } = http.unwrap_or_default();
         let AdminBlock { socket } = admin.unwrap_or_default();
         Ours {
-            region: reader.field("keytide.aws.region", region).map(|given| given.map(|region| region.0)),
-            profile: reader.field("keytide.aws.profile", profile).map(|given| given.map(|profile| profile.0)),
-            allow_plain_http: reader.value("keytide.aws.allow_plain_http", allow_plain_http).unwrap_or(false),
+            aws: aws.unwrap_or_default().check(reader),
+            writer: virtual_keys.and_then(|block| block.check(reader)),
             primary: primary_secret.and_then(|block| block.value.check(block.at, reader)),
             keys: keys
                 .unwrap_or_default()
@@ -547,7 +532,7 @@ fn check_selection(
     Selection { keys, rename: rename.into_iter().map(|(key, name)| (key, name.value)).collect() }
 }
 
-fn check_pairs<K: Field + Ord, V: Field>(
+pub(super) fn check_pairs<K: Field + Ord, V: Field>(
     path: &str,
     pairs: Option<Pairs<K, V>>,
     reader: &mut Reader<'_, '_>,

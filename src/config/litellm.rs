@@ -9,11 +9,13 @@ use serde::{
 };
 
 use super::{
-    fields::{Field, Profile, Region},
+    VirtualKeys,
+    fields::{ExternalId, Field, Profile, Region, SessionName},
     findings::{Given, Place, Reader},
     yaml::{Node, Position, Shape, Unchecked},
 };
 use crate::domain::{
+    identity::RoleArn,
     mapping::{Key, Origin, Request, Wholesale},
     names::{EnvName, KeyName, Member, SecretId},
 };
@@ -64,15 +66,16 @@ struct Settings {
     custom_secret_manager: Option<Unchecked<Nullable<Text>>>,
     /// The region of the secrets. Default: that of the environment.
     aws_region_name: Option<Unchecked<Nullable<Text>>>,
-    /// ARN of the role to be. Default: none.
+    /// ARN of the role to assume. Default: none.
     aws_role_name: Option<Unchecked<Nullable<Text>>>,
     /// Name of the role's session. Default: `AWS_ROLE_SESSION_NAME`, else `keytide`.
     aws_session_name: Option<Unchecked<Nullable<Text>>>,
     /// External id that the role asks for. Default: none.
     aws_external_id: Option<Unchecked<Nullable<Text>>>,
-    /// A profile with static keys in AWS's shared files. Default: none.
+    /// A profile of AWS's shared files. Default: none. Ignored beside `aws_role_name`, as in LiteLLM.
     aws_profile_name: Option<Unchecked<Nullable<Text>>>,
-    /// Where the web-identity token is: a path, `oidc/file/PATH` or `oidc/env_path/VARIABLE`. Default: none.
+    /// The web-identity token with which `aws_role_name` is assumed: the path of its file, `oidc/file/PATH`,
+    /// `oidc/env_path/VARIABLE`, or the token itself, as it is or as `oidc/env/VARIABLE`. Default: none.
     aws_web_identity_token: Option<Unchecked<Nullable<Text>>>,
     /// Endpoint of STS. Default: AWS's of the region.
     aws_sts_endpoint: Option<Unchecked<Nullable<Text>>>,
@@ -87,7 +90,7 @@ pub(super) struct Theirs {
     pub(super) primary: Option<Given<SecretId>>,
     pub(super) wholesale: Option<Given<Wholesale>>,
     pub(super) keys: Vec<Given<Key>>,
-    pub(super) store_virtual_keys: bool,
+    pub(super) virtual_keys: Option<VirtualKeys>,
 }
 
 /// LiteLLM's `aws_*` settings; what the block leaves out, LiteLLM's own environment variables say.
@@ -95,7 +98,7 @@ pub(super) struct Theirs {
 pub(super) struct AwsSettings {
     pub(super) region: Option<Given<String>>,
     pub(super) profile: Option<Given<String>>,
-    pub(super) role: Option<Given<String>>,
+    pub(super) role: Option<Given<RoleArn>>,
     pub(super) session_name: Option<Given<String>>,
     pub(super) external_id: Option<Given<String>>,
     pub(super) web_identity_token: Option<Given<String>>,
@@ -107,7 +110,7 @@ struct Nullable<T>(Option<T>);
 
 struct HostedKeys(Vec<Node>);
 struct Text(String);
-struct Texts;
+struct Texts(Vec<String>);
 struct Tags;
 struct Flag(bool);
 
@@ -276,34 +279,42 @@ impl Settings {
             aws_sts_endpoint,
         } = self;
         let path = |name: &str| format!("{PATH}.{name}");
-        for (name, setting) in
-            [("description", description), ("kms_key_id", kms_key_id), ("custom_secret_manager", custom_secret_manager)]
-        {
+        for (name, setting) in [("description", description), ("custom_secret_manager", custom_secret_manager)] {
             reader.value(&path(name), setting);
         }
-        reader.value(&path("prefix_for_stored_virtual_keys"), prefix_for_stored_virtual_keys);
         reader.value(&path("tags"), tags);
-        reader.value(&path("replica_regions"), replica_regions);
+        let prefix = reader.value(&path("prefix_for_stored_virtual_keys"), prefix_for_stored_virtual_keys);
+        let virtual_keys = VirtualKeys {
+            // LiteLLM puts the slash between prefix and alias.
+            prefix: prefix.map_or("litellm/".to_owned(), |Text(text)| format!("{}/", text.trim_end_matches('/'))),
+            kms_key_id: text(&path("kms_key_id"), kms_key_id, reader).map(|given| given.value),
+            replica_regions: reader
+                .field(&path("replica_regions"), replica_regions)
+                .and_then(flatten)
+                .map_or(Vec::new(), |Given { value: Texts(regions), .. }| regions),
+        };
         let mut setting = |name: &str, setting, variable: &str| {
             text(&path(name), setting, reader).or_else(|| {
                 let value = reader.findings.environment.set(variable)?.to_owned();
                 Some(Given { value, place: Place::environment(variable) })
             })
         };
+        // The environment variables of the region are everyone's.
+        let region = setting("aws_region_name", aws_region_name, "");
+        let profile = setting("aws_profile_name", aws_profile_name, "AWS_PROFILE_NAME");
+        let role = setting("aws_role_name", aws_role_name, "AWS_ROLE_NAME");
+        let session_name = setting("aws_session_name", aws_session_name, "AWS_SESSION_NAME");
+        let external_id = setting("aws_external_id", aws_external_id, "AWS_EXTERNAL_ID");
+        let web_identity_token = setting("aws_web_identity_token", aws_web_identity_token, "AWS_WEB_IDENTITY_TOKEN");
+        let sts_endpoint = setting("aws_sts_endpoint", aws_sts_endpoint, "AWS_STS_ENDPOINT");
         let aws = AwsSettings {
-            // Its environment variables are everyone's.
-            region: setting("aws_region_name", aws_region_name, ""),
-            profile: setting("aws_profile_name", aws_profile_name, "AWS_PROFILE_NAME"),
-            role: setting("aws_role_name", aws_role_name, "AWS_ROLE_NAME"),
-            session_name: setting("aws_session_name", aws_session_name, "AWS_SESSION_NAME"),
-            external_id: setting("aws_external_id", aws_external_id, "AWS_EXTERNAL_ID"),
-            web_identity_token: setting("aws_web_identity_token", aws_web_identity_token, "AWS_WEB_IDENTITY_TOKEN"),
-            sts_endpoint: setting("aws_sts_endpoint", aws_sts_endpoint, "AWS_STS_ENDPOINT"),
-        };
-        let aws = AwsSettings {
-            region: reread(aws.region, |Region(region)| region, reader),
-            profile: reread(aws.profile, |Profile(profile)| profile, reader),
-            ..aws
+            region: reread(region, |Region(region)| region, reader),
+            profile: reread(profile, |Profile(profile)| profile, reader),
+            role: reread(role, |role: RoleArn| role, reader),
+            session_name: reread(session_name, |SessionName(name)| name, reader),
+            external_id: reread(external_id, |ExternalId(id)| id, reader),
+            web_identity_token,
+            sts_endpoint,
         };
         let store_virtual_keys = reader.field(&path("store_virtual_keys"), store_virtual_keys);
         let store_virtual_keys = store_virtual_keys.and_then(flatten::<Flag>).filter(|given| given.value.0);
@@ -318,7 +329,8 @@ impl Settings {
         let primary = text(&path("primary_secret_name"), primary_secret_name, reader);
         let primary = reread(primary, |secret: SecretId| secret, reader);
         let hosted_keys = reader.field(&path("hosted_keys"), hosted_keys).and_then(flatten::<HostedKeys>);
-        let mut theirs = Theirs { aws, store_virtual_keys: store_virtual_keys.is_some(), ..Theirs::default() };
+        let virtual_keys = store_virtual_keys.map(|_| virtual_keys);
+        let mut theirs = Theirs { aws, virtual_keys, ..Theirs::default() };
         if access_mode.is_some_and(|mode| mode.value == AccessMode::WriteOnly) {
             return theirs;
         }
@@ -468,7 +480,10 @@ impl Field for Text {
 impl Field for Texts {
     fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
         match &node.value {
-            Shape::List(items) if items.iter().all(|item| item.text().is_some()) => Ok(Self),
+            Shape::List(items) => {
+                let texts: Option<_> = items.iter().map(|item| item.text().map(str::to_owned)).collect();
+                texts.map(Self).ok_or("expected a list of texts".into())
+            }
             _ => Err("expected a list of texts".into()),
         }
     }

@@ -55,25 +55,30 @@ fn the_examples_of_litellms_documentation_load_as_they_stand() {
     let read = load("read");
     assert_eq!(names(&read), ["litellm_master_key"]);
     assert_eq!(read.keys[0].origin, secret("litellm_master_key"));
-    assert!(matches!(read.aws.credentials, Credentials::Static { .. }));
+    assert!(matches!(read.aws.reader.base, Credentials::Static(_)));
     assert_eq!(read.outputs.len(), 1);
     let write = load("write");
-    assert!(write.store_virtual_keys && write.keys.is_empty() && write.outputs.is_empty());
+    assert!(write.virtual_keys.is_some() && write.keys.is_empty() && write.outputs.is_empty());
     let both = load("read-and-write");
-    assert!(both.store_virtual_keys && names(&both) == ["litellm_master_key"]);
+    assert!(both.virtual_keys.is_some() && names(&both) == ["litellm_master_key"]);
     let primary = load("primary-secret");
     assert_eq!(names(&primary), ["OPENAI_API_KEY_MODEL_1", "OPENAI_API_KEY_MODEL_2"]);
     assert!(primary.wholesale.is_empty());
     let Origin::Member(request, member) = &primary.keys[0].origin else { panic!("not a member") };
     assert_eq!((request.secret.as_str(), member.as_str()), ("litellm_secrets", "OPENAI_API_KEY_MODEL_1"));
-    for name in ["role", "cross-account"] {
-        assert!(load(name).aws.credentials.missing().unwrap().contains("AssumeRole"), "{name}");
-    }
-    let Credentials::WebIdentity { role_arn, session_name, token_file } = load("irsa").aws.credentials else {
-        panic!("not a web identity")
-    };
-    assert_eq!(role_arn, "arn:aws:iam::123456789012:role/LiteLLMServiceAccountRole");
-    assert_eq!((session_name.as_str(), token_file.as_path()), ("keytide", Path::new("/var/run/secrets/token")));
+    let role = load("role").aws.reader;
+    assert!(matches!(role.base, Credentials::Static(_)));
+    let [role] = &role.roles[..] else { panic!("one role: {:?}", role.roles) };
+    assert_eq!(role.arn.as_str(), "arn:aws:iam::123456789012:role/LiteLLMSecretManagerRole");
+    assert_eq!((role.session_name.as_str(), &role.external_id), ("litellm-session", &None));
+    let [role] = &load("cross-account").aws.reader.roles[..] else { panic!("not one role") };
+    assert_eq!(role.arn.as_str(), "arn:aws:iam::999999999999:role/CrossAccountRole");
+    assert_eq!((role.session_name.as_str(), role.external_id.as_deref()), ("keytide", Some("unique-external-id")));
+    let irsa = load("irsa").aws.reader;
+    let Credentials::WebIdentity { role, token: Token::File(file) } = irsa.base else { panic!("not a web identity") };
+    assert!(irsa.roles.is_empty());
+    assert_eq!(role.arn.as_str(), "arn:aws:iam::123456789012:role/LiteLLMServiceAccountRole");
+    assert_eq!((role.session_name.as_str(), file.as_path()), ("keytide", Path::new("/var/run/secrets/token")));
 }
 
 const FULL: &str = r#"
@@ -99,7 +104,7 @@ keytide:
 fn our_block_alone_is_a_whole_configuration() {
     let config = loaded(FULL);
     assert_eq!(config.aws.region, "eu-central-1");
-    assert!(matches!(config.aws.credentials, Credentials::Missing));
+    assert!(matches!(config.aws.reader.base, Credentials::Missing));
     assert_eq!(names(&config), ["DB_USER", "DB_PASS", "TLS_KEY", "PYTHONPATH", "DATABASE_URL"]);
     assert!(!config.keys[0].export && config.keys[1].export);
     assert_eq!(config.wholesale.len(), 1);

@@ -63,7 +63,7 @@ pub(super) struct Problem {
 }
 
 /// Keys that are planned, and that this version does not know.
-const LATER: [&str; 4] = ["kubernetes_secret", "spool", "virtual_keys", "reload"];
+const LATER: [&str; 3] = ["kubernetes_secret", "spool", "reload"];
 
 /// Reads a file.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {

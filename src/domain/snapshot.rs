@@ -46,6 +46,8 @@ pub enum Reason {
     Unavailable,
     /// No credentials, or AWS did not accept them.
     Identity,
+    /// The credentials are somebody's whom `expect_role` does not expect.
+    UnexpectedIdentity,
     /// AWS knows who we are, and does not allow it.
     Denied,
     /// The secret does not exist, or is scheduled for deletion.
@@ -99,10 +101,11 @@ impl fmt::Display for Problem {
 
 impl Reason {
     /// All of them, for metrics that begin at zero.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Throttled,
         Self::Unavailable,
         Self::Identity,
+        Self::UnexpectedIdentity,
         Self::Denied,
         Self::Absent,
         Self::Clock,
@@ -120,7 +123,9 @@ impl Reason {
     #[must_use]
     pub fn retry(self) -> Retry {
         match self {
-            Self::Throttled | Self::Unavailable | Self::Identity | Self::Clock => Retry::Backoff,
+            Self::Throttled | Self::Unavailable | Self::Identity | Self::UnexpectedIdentity | Self::Clock => {
+                Retry::Backoff
+            }
             Self::Denied
             | Self::Absent
             | Self::Refused
@@ -147,6 +152,7 @@ impl Reason {
             Self::Throttled => "throttled",
             Self::Unavailable => "unavailable",
             Self::Identity => "identity",
+            Self::UnexpectedIdentity => "unexpected_identity",
             Self::Denied => "denied",
             Self::Absent => "absent",
             Self::Clock => "clock",

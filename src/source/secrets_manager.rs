@@ -87,6 +87,12 @@ impl SecretsManager {
         snapshot
     }
 
+    /// True while secrets are read one by one, since the batch call is denied.
+    #[must_use]
+    pub fn is_batch_denied(&self) -> bool {
+        self.batch_denied.is_some()
+    }
+
     async fn carry_out(&mut self, calls: Vec<Call>) -> Snapshot {
         let (client, who) = (&self.client, self.auth.who());
         let who = who.as_str();
@@ -110,10 +116,22 @@ impl SecretsManager {
     }
 }
 
+/// How many calls of which kind one refresh makes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CallCount {
+    /// `GetSecretValue`.
+    pub get: usize,
+    /// `BatchGetSecretValue`.
+    pub batch: usize,
+}
+
 /// How many calls one refresh of these requests makes.
 #[must_use]
-pub fn call_count(requests: &BTreeSet<Request>) -> usize {
-    calls(requests, true).len()
+pub fn call_count(requests: &BTreeSet<Request>) -> CallCount {
+    calls(requests, true).iter().fold(CallCount::default(), |CallCount { get, batch }, call| match call {
+        Call::Get(_) => CallCount { get: get + 1, batch },
+        Call::Batch(_) => CallCount { get, batch: batch + 1 },
+    })
 }
 
 /// One call a secret up to five, and where a version stage is asked for, which the batch call cannot say.

@@ -36,7 +36,7 @@ fn without_credentials_it_ends_at_once_and_says_what_is_missing() {
     let output = stage.once();
     assert_eq!(output.status.code(), Some(1));
     let log = stderr(&output);
-    for part in ["AWS_WEB_IDENTITY_TOKEN_FILE", "eks.amazonaws.com/role-arn", "node's role is never used"] {
+    for part in ["AWS_WEB_IDENTITY_TOKEN_FILE", "eks.amazonaws.com/role-arn", "allow_instance_role"] {
         assert!(log.contains(part), "{part} in {log}");
     }
     assert!(stage.aws.requests().is_empty());

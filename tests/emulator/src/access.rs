@@ -30,6 +30,9 @@ pub struct Statement {
 pub struct User {
     /// The name in its ARN.
     pub name: String,
+    /// The account in its ARN, if it is not the emulator's.
+    #[serde(default)]
+    pub account: Option<String>,
     /// `AKIA…`.
     pub access_key_id: String,
     /// What its requests are signed with.
@@ -45,6 +48,9 @@ pub struct User {
 pub struct Role {
     /// The name in its ARN.
     pub name: String,
+    /// The account in its ARN, if it is not the emulator's.
+    #[serde(default)]
+    pub account: Option<String>,
     /// The path in its ARN, with a slash at both ends; `/` if empty. The ARN of a session leaves it out.
     #[serde(default)]
     pub path: String,
@@ -54,6 +60,9 @@ pub struct Role {
     /// The ARNs of users, roles, sessions or `arn:aws:iam::ACCOUNT:root` that may assume it.
     #[serde(default)]
     pub trusted: Vec<String>,
+    /// Whether its trust is for `sts:AssumeRole` only, and not for `sts:TagSession`.
+    #[serde(default)]
+    pub denies_tags: bool,
     /// Whether it may be assumed with a web identity token, and with which.
     #[serde(default)]
     pub web_identity: Option<WebIdentity>,
@@ -85,6 +94,8 @@ pub(crate) struct Principal {
     pub(crate) access_key_id: String,
     /// The ARN of the role whose session this is.
     pub(crate) role: Option<String>,
+    /// The keys of the tags that its sessions inherit.
+    pub(crate) transitive: Vec<String>,
 }
 
 /// Temporary credentials, just made.
@@ -97,8 +108,9 @@ pub(crate) struct Session {
     pub(crate) user_id: String,
 }
 
-/// All users, roles and sessions of the account.
+/// All users, roles and sessions.
 pub(crate) struct Access {
+    /// The home account: of the secrets, and of who names no other.
     pub(crate) account: String,
     /// What a session lasts, whatever was asked for.
     pub(crate) session_lifetime: Option<Duration>,
@@ -135,7 +147,7 @@ impl Statement {
         Self::new(["*"], ["*"])
     }
 
-    fn allows(&self, action: &str, resource: &str) -> bool {
+    pub(crate) fn allows(&self, action: &str, resource: &str) -> bool {
         let action = action.to_ascii_lowercase();
         self.actions.iter().any(|pattern| matches(&pattern.to_ascii_lowercase(), &action))
             && self.resources.iter().any(|pattern| matches(pattern, resource))
@@ -150,6 +162,7 @@ impl User {
     pub fn new(name: &str, access_key_id: &str, secret_access_key: &str) -> Self {
         Self {
             name: name.to_owned(),
+            account: None,
             access_key_id: access_key_id.to_owned(),
             secret_access_key: secret_access_key.to_owned(),
             statements: Vec::new(),
@@ -160,6 +173,13 @@ impl User {
     #[must_use]
     pub fn allow(mut self, statement: Statement) -> Self {
         self.statements.push(statement);
+        self
+    }
+
+    /// In another account than the emulator's.
+    #[must_use]
+    pub fn account(mut self, account: &str) -> Self {
+        self.account = Some(account.to_owned());
         self
     }
 }
@@ -174,9 +194,10 @@ impl Default for User {
 
 impl fmt::Debug for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, access_key_id, secret_access_key: _, statements } = self;
+        let Self { name, account, access_key_id, secret_access_key: _, statements } = self;
         f.debug_struct("User")
             .field("name", name)
+            .field("account", account)
             .field("access_key_id", access_key_id)
             .field("statements", statements)
             .finish_non_exhaustive()
@@ -227,11 +248,35 @@ impl Role {
         self
     }
 
-    /// Its ARN in an account.
+    /// Lets nobody pass session tags, or bring inherited ones.
+    #[must_use]
+    pub fn denies_tags(mut self) -> Self {
+        self.denies_tags = true;
+        self
+    }
+
+    /// In another account than the emulator's. There AWS, and so this, wants the caller's own policies to allow
+    /// `sts:AssumeRole` as well, whomever the role trusts.
+    #[must_use]
+    pub fn account(mut self, account: &str) -> Self {
+        self.account = Some(account.to_owned());
+        self
+    }
+
+    /// Its ARN: in its own account if it names one, else in this one.
     #[must_use]
     pub fn arn(&self, account: &str) -> String {
+        let account = self.account.as_deref().unwrap_or(account);
         let path = if self.path.is_empty() { "/" } else { &self.path };
         format!("arn:aws:iam::{account}:role{path}{}", self.name)
+    }
+}
+
+// === impl Principal ===
+
+impl Principal {
+    pub(crate) fn account(&self) -> &str {
+        account_of(&self.arn)
     }
 }
 
@@ -252,12 +297,14 @@ impl Access {
     }
 
     pub(crate) fn add_user(&mut self, user: User) {
-        let User { name, access_key_id, secret_access_key, statements } = user;
+        let User { name, account, access_key_id, secret_access_key, statements } = user;
+        let account = account.as_ref().unwrap_or(&self.account);
         let principal = Principal {
-            arn: format!("arn:aws:iam::{}:user/{name}", self.account),
+            arn: format!("arn:aws:iam::{account}:user/{name}"),
             user_id: identifiers::unique_id("AIDA"),
             access_key_id: access_key_id.clone(),
             role: None,
+            transitive: Vec::new(),
         };
         let key = Key { secret: secret_access_key, principal, statements, session: None };
         self.keys.insert(access_key_id, key);
@@ -274,14 +321,15 @@ impl Access {
         self.roles.get(arn).map(|(role, _)| role)
     }
 
-    /// Replaces what a user (by access key id) or a role (by name) may do. Says whether there is such a one.
+    /// Replaces what a user (by access key id) or a role (by name or ARN) may do. Says whether there is such a one.
     pub(crate) fn allow(&mut self, who: &str, statements: &[Statement]) -> bool {
         if let Some(key) = self.keys.get_mut(who).filter(|key| key.session.is_none()) {
             key.statements = statements.to_vec();
             return true;
         }
         let role = self.keys.get(who).and_then(|key| key.principal.role.clone());
-        let found = self.roles.iter_mut().find(|(arn, (named, _))| Some(*arn) == role.as_ref() || named.name == who);
+        let arn = role.as_deref().unwrap_or(who);
+        let found = self.roles.iter_mut().find(|(known, (role, _))| *known == arn || role.name == who);
         found.is_some_and(|(_, (role, _))| {
             role.statements = statements.to_vec();
             true
@@ -295,7 +343,14 @@ impl Access {
     }
 
     /// A new session of a role, which has to exist.
-    pub(crate) fn open_session(&mut self, role_arn: &str, name: &str, asked: Duration, now_ms: i64) -> Option<Session> {
+    pub(crate) fn open_session(
+        &mut self,
+        role_arn: &str,
+        name: &str,
+        asked: Duration,
+        transitive: Vec<String>,
+        now_ms: i64,
+    ) -> Option<Session> {
         let (role, unique_id) = self.roles.get(role_arn)?;
         let lifetime = self.session_lifetime.unwrap_or(asked);
         let session = Session {
@@ -303,7 +358,7 @@ impl Access {
             secret_access_key: identifiers::secret_key(),
             token: identifiers::session_token(),
             expires_ms: now_ms.saturating_add(i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX)),
-            arn: format!("arn:aws:sts::{}:assumed-role/{}/{name}", self.account, role.name),
+            arn: format!("arn:aws:sts::{}:assumed-role/{}/{name}", account_of(role_arn), role.name),
             user_id: format!("{unique_id}:{name}"),
         };
         let principal = Principal {
@@ -311,6 +366,7 @@ impl Access {
             user_id: session.user_id.clone(),
             access_key_id: session.access_key_id.clone(),
             role: Some(role_arn.to_owned()),
+            transitive,
         };
         self.keys.retain(|_, key| key.session.as_ref().is_none_or(|(_, end)| now_ms - end < FORGET_AFTER_MS));
         let key = Key {
@@ -321,6 +377,13 @@ impl Access {
         };
         self.keys.insert(session.access_key_id.clone(), key);
         Some(session)
+    }
+
+    /// What a user or a role may do, by its ARN.
+    pub(crate) fn statements_of(&self, arn: &str) -> Option<&[Statement]> {
+        let user = || self.keys.values().find(|key| key.session.is_none() && key.principal.arn == arn);
+        let role = self.roles.get(arn).map(|(role, _)| role.statements.as_slice());
+        role.or_else(|| user().map(|user| user.statements.as_slice()))
     }
 
     pub(crate) fn is_allowed(&self, principal: &Principal, action: &str, resource: &str) -> bool {
@@ -354,10 +417,9 @@ impl Access {
         body: &[u8],
         now_ms: i64,
     ) -> Result<Principal, Refusal> {
-        use Service::{SecretsManager, Sts};
         let refuse = |(json, query): (&str, &str), message: &str| match service {
-            SecretsManager => Refusal::new(json, message),
-            Sts => Refusal::forbidden(query, message),
+            Service::SecretsManager => Refusal::new(json, message),
+            _ => Refusal::forbidden(query, message),
         };
         let bad_signature = ("InvalidSignatureException", "SignatureDoesNotMatch");
         if !parts.headers.contains_key("authorization") {
@@ -380,9 +442,12 @@ impl Access {
             let message = format!("Credential should be scoped to correct service: '{}'.", service.name());
             return Err(refuse(bad_signature, &message));
         }
+        if service == Service::Iam && claim.region != "us-east-1" {
+            return Err(refuse(bad_signature, "Credential should be scoped to a valid region."));
+        }
         let minutes = match service {
-            SecretsManager => 5,
-            Sts => 15,
+            Service::SecretsManager => 5,
+            _ => 15,
         };
         let skew_ms = now_ms - signed_ms;
         if skew_ms.abs() > minutes * 60 * 1000 {
@@ -400,6 +465,11 @@ impl Access {
         }
         Ok(key.principal.clone())
     }
+}
+
+/// The fifth field of an ARN.
+pub(crate) fn account_of(arn: &str) -> &str {
+    arn.split(':').nth(4).unwrap_or_default()
 }
 
 /// AWS's sentence about what nobody allowed.

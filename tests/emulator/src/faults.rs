@@ -33,7 +33,7 @@ pub enum FaultKind {
     /// Waits before anything else happens; other faults still strike. In JSON `{"latency_ms": 200}`.
     #[serde(rename = "latency_ms", serialize_with = "to_millis", deserialize_with = "from_millis")]
     Latency(Duration),
-    /// `ThrottlingException`, or `Throttling` of STS.
+    /// `ThrottlingException`, or `Throttling` of STS and IAM; of a node's agents with status 429.
     Throttle,
     /// Any error. Nothing is done.
     Error {

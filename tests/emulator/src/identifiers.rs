@@ -41,6 +41,11 @@ pub(crate) fn session_token() -> String {
     alphanumeric(200)
 }
 
+/// What the metadata service wants to see.
+pub(crate) fn metadata_token() -> String {
+    alphanumeric(56)
+}
+
 fn alphanumeric(length: usize) -> String {
     repeat_with(fastrand::alphanumeric).take(length).collect()
 }

@@ -1,8 +1,12 @@
-//! A strict AWS Secrets Manager and STS over plain HTTP, for tests: in memory, on one port of this machine, with faults.
+//! A strict AWS Secrets Manager, STS and IAM over HTTP, for tests: in memory, on one port of this machine, with faults.
 //!
 //! It refuses what AWS refuses: wrong signatures, missing permissions, bad names, secrets that are scheduled for
 //! deletion. [`Emulator`] runs it inside a test's process, on a thread of its own; the program of the same name runs it
 //! for people and for other languages.
+//!
+//! On the same port are the two places of a node that give out credentials: the EKS Pod Identity agent (`GET
+//! /v1/credentials`) and the metadata service of an instance, version 2 (below `/latest/`). With
+//! [TLS](Emulator::start_tls), and a [`Proxy`] in front, it answers under AWS's own names.
 //!
 //! ```
 //! use keytide_emulator::{Emulator, Fault, FaultKind};
@@ -16,10 +20,14 @@
 //! ```
 //!
 //! What is deliberately not here: KMS, resource policies, rotation, lists and filters, denials and
-//! conditions in policies, session policies. Replicas have a status but cannot be read in their region.
+//! conditions in policies, session policies, tags that a web identity token brings, the packed size of tags. Replicas
+//! have a status but cannot be read in their region. All accounts share the secrets of a region, which are the home
+//! account's: a session of another account's role reads them if its own statements say so. IAM has nothing but
+//! `SimulatePrincipalPolicy`, which answers in one page. The Pod Identity agent listens under every host name and takes
+//! tokens that are no JWT; the two places of a node give out a new session each time.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
@@ -27,23 +35,33 @@ use std::time::SystemTime;
 mod access;
 mod answer;
 mod control;
+mod eks_auth;
 mod faults;
+mod form;
+mod iam;
 mod identifiers;
+mod metadata;
+mod proxy;
 mod record;
 mod secrets;
 mod secrets_manager;
 mod seed;
 mod server;
+mod session_tags;
 mod sigv4;
 mod sts;
+mod tls;
 mod world;
 
 pub use access::{Role, Statement, User, WebIdentity};
 pub use answer::Service;
+pub use eks_auth::PodIdentity;
 pub use faults::{Fault, FaultId, FaultKind};
+pub use proxy::Proxy;
 pub use record::Request;
 pub use secrets::Value;
 pub use seed::{Seed, SeedError};
+pub use tls::Tls;
 
 use secrets::CURRENT;
 use server::{Phase, Shared};
@@ -57,6 +75,8 @@ use world::World;
 pub struct Emulator {
     shared: Arc<Shared>,
     address: SocketAddr,
+    /// None: plain HTTP.
+    ca_pem: Option<String>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -77,28 +97,51 @@ impl Emulator {
     ///
     /// # Errors
     ///
-    /// If the port or the thread cannot be had.
+    /// If the port or the thread cannot be had, or the seed gives out a role that it does not have.
     pub fn start_with(seed: Seed, listen: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
-        let shared = Arc::new(Shared::new(World::new(seed, millis(wall_clock())), Box::new(wall_clock)));
-        let served = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("emulator".to_owned())
-            .spawn(move || runtime.block_on(server::serve(listener, served)))?;
-        Ok(Self { shared, address, thread: Some(thread) })
+        Self::run(seed, listen, None)
     }
 
-    /// Where it listens: `http://127.0.0.1:PORT`.
+    /// As [`Emulator::start_with`], with HTTPS and nothing else on its port.
+    ///
+    /// # Errors
+    ///
+    /// As there, and if a name is none.
+    pub fn start_tls(seed: Seed, listen: SocketAddr, tls: &Tls) -> io::Result<Self> {
+        Self::run(seed, listen, Some(tls.identity()?))
+    }
+
+    fn run(seed: Seed, listen: SocketAddr, identity: Option<tls::Identity>) -> io::Result<Self> {
+        let world = World::new(seed, millis(wall_clock()))?;
+        let (runtime, listener, address) = server::bind(listen)?;
+        let shared = Arc::new(Shared::new(world, Box::new(wall_clock)));
+        let served = Arc::clone(&shared);
+        let (acceptor, ca_pem) = identity.map(|identity| (identity.acceptor, identity.ca_pem)).unzip();
+        let thread = thread::Builder::new()
+            .name("emulator".to_owned())
+            .spawn(move || runtime.block_on(server::serve(listener, acceptor, served)))?;
+        Ok(Self { shared, address, ca_pem, thread: Some(thread) })
+    }
+
+    /// Where it listens: `http://127.0.0.1:PORT`, or with TLS `https://localhost:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match self.ca_pem {
+            None => format!("http://{}", self.address),
+            Some(_) => format!("https://localhost:{}", self.address.port()),
+        }
+    }
+
+    /// Where it listens, for a [`Proxy`].
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificate authority that a client has to trust, if it [speaks TLS](Emulator::start_tls).
+    #[must_use]
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.ca_pem.as_deref()
     }
 
     /// Takes the port down or up again. While it is down every connection is closed at once, old and new ones; nobody
@@ -208,7 +251,8 @@ impl Emulator {
 
     // --- who may do what
 
-    /// Replaces what a user (named by its access key id) or a role (by its name, or a session's key id) may do.
+    /// Replaces what a user (named by its access key id) or a role (by its name or ARN, or a session's key id)
+    /// may do.
     ///
     /// # Panics
     ///
@@ -225,6 +269,24 @@ impl Emulator {
     /// Adds a role, or replaces the one with the same path and name. Answers its ARN.
     pub fn add_role(&self, role: Role) -> String {
         self.shared.world().access.add_role(role)
+    }
+
+    /// Associates the pod with a role, for the Pod Identity agent (`GET /v1/credentials`), or with none.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such role.
+    pub fn set_pod_identity(&self, pod_identity: Option<PodIdentity>) {
+        self.shared.world().set_pod_identity(pod_identity).expect("the role exists");
+    }
+
+    /// Gives the instance a role (an ARN), for the metadata service (below `/latest/`), or none.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such role.
+    pub fn set_instance_role(&self, arn: Option<&str>) {
+        self.shared.world().set_instance_role(arn).expect("the role exists");
     }
 
     /// Ends all sessions now.

@@ -9,7 +9,7 @@ use clap::Parser;
 use keytide_emulator::{Emulator, Seed, User};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A strict AWS Secrets Manager and STS over HTTP, in memory, with faults. For tests only.
+/// A strict AWS Secrets Manager, STS and IAM over HTTP, in memory, with faults. For tests only.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {

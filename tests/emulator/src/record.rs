@@ -14,6 +14,8 @@ pub struct Request {
     pub service: Service,
     /// Such as `GetSecretValue`.
     pub action: String,
+    /// The name that it was sent to: its `Host` header.
+    pub host: Option<String>,
     /// The secrets it named, as it named them.
     pub secret_ids: Vec<String>,
     /// Who it says signed it; none if unsigned.

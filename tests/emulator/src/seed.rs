@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::access::{Role, User};
+use crate::eks_auth::PodIdentity;
 use crate::secrets::Value;
 
 /// The state at the start. As JSON each field is optional; see `examples/seed.json`.
@@ -20,7 +21,7 @@ use crate::secrets::Value;
 pub struct Seed {
     /// The region of the secrets and of [`Emulator::put`](crate::Emulator::put).
     pub region: String,
-    /// The account id, twelve digits.
+    /// The id of the home account, twelve digits.
     pub account: String,
     /// Secrets by name. In JSON a text, an object that is stored as the text it is written in, or
     /// `{"$binary": "BASE64"}`.
@@ -32,6 +33,10 @@ pub struct Seed {
     pub roles: Vec<Role>,
     /// What every session lasts, in seconds, whatever was asked for.
     pub session_lifetime_seconds: Option<u64>,
+    /// The role that the Pod Identity agent gives out; none if absent.
+    pub pod_identity: Option<PodIdentity>,
+    /// The ARN of the role that the metadata service gives out; none if absent.
+    pub instance_role: Option<String>,
 }
 
 /// Why a seed file cannot be used.
@@ -113,6 +118,8 @@ impl Default for Seed {
             users: vec![User::default()],
             roles: Vec::new(),
             session_lifetime_seconds: None,
+            pod_identity: None,
+            instance_role: None,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The port: connections, which service a request is for, and the faults of a network.
 
 use std::future::{pending, poll_fn};
+use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -14,19 +16,27 @@ use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use crate::access::Principal;
 use crate::answer::{Answer, Refusal, Service};
 use crate::control;
+use crate::eks_auth;
 use crate::faults::{FaultKind, Strike};
+use crate::form::{self, Form};
+use crate::iam;
+use crate::metadata;
 use crate::record::Request;
 use crate::secrets_manager::{self, Call};
 use crate::sigv4::{self, Claim};
-use crate::sts::{self, Form};
+use crate::sts;
 use crate::world::World;
 
 /// What the server and the handle share.
@@ -112,8 +122,21 @@ impl Shared {
     }
 }
 
+/// A port, and a runtime of its own for it: a test's may be paused, or wait for what comes from here.
+pub(crate) fn bind(listen: SocketAddr) -> io::Result<(Runtime, TcpListener, SocketAddr)> {
+    let listener = std::net::TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _inside = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    Ok((runtime, listener, address))
+}
+
 /// Serves until the phase is [`Phase::Stopped`].
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(crate) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut phase = shared.phase.subscribe();
     let mut connections = JoinSet::new();
     loop {
@@ -135,7 +158,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             // While the port is down it still accepts, and hangs up at once: so nobody else can take it.
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if shared.is_up() => {
-                    connections.spawn(connection(stream, Arc::clone(&shared)));
+                    connections.spawn(connection(stream, tls.clone(), Arc::clone(&shared)));
                 }
                 Ok(_) => {}
                 // Out of file descriptors: others have to be closed first.
@@ -145,11 +168,24 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     // Without it an answer only takes longer.
     stream.set_nodelay(true).unwrap_or_default();
+    let Some(tls) = tls else { return converse(stream, &shared).await };
     let mut phase = shared.phase.subscribe();
-    let service = service_fn(|request| handle(request, &shared));
+    let stream = tokio::select! {
+        stream = tls.accept(stream) => stream,
+        _ = phase.wait_for(|phase| *phase != Phase::Up) => return,
+    };
+    // A client that trusts nobody here sees why on its own side.
+    if let Ok(stream) = stream {
+        converse(stream, &shared).await;
+    }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
+    let mut phase = shared.phase.subscribe();
+    let service = service_fn(|request| handle(request, shared));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         // However it ended: the caller sees it on its own side.
@@ -183,7 +219,18 @@ async fn handle(request: hyper::Request<Incoming>, shared: &Shared) -> Result<Re
 
 impl<'a> Asked<'a> {
     fn read(parts: &'a Parts, body: &'a [u8]) -> Option<Self> {
-        if parts.method != Method::POST || parts.uri.path() != "/" {
+        let (method, path) = (&parts.method, parts.uri.path());
+        let of_node = |service, action: &str| {
+            let action = action.to_owned();
+            Self { service, action, form: Form::new(), claim: None, parts, body }
+        };
+        if let Some(action) = eks_auth::action(method, path) {
+            return Some(of_node(Service::EksAuth, action));
+        }
+        if let Some(action) = metadata::action(method, path) {
+            return Some(of_node(Service::Metadata, action));
+        }
+        if method != Method::POST || path != "/" {
             return None;
         }
         let claim = Claim::parse(&sigv4::text(&parts.headers, "authorization"));
@@ -192,9 +239,11 @@ impl<'a> Asked<'a> {
             let action = target.strip_prefix("secretsmanager.")?.to_owned();
             return Some(Self { service: Service::SecretsManager, action, form: Form::new(), claim, parts, body });
         }
-        let mut form = sts::form(body);
+        let mut form = form::parse(body);
         let action = form.remove("Action")?;
-        Some(Self { service: Service::Sts, action, form, claim, parts, body })
+        let is_iam = form.get("Version").is_some_and(|version| version == iam::VERSION);
+        let service = if is_iam { Service::Iam } else { Service::Sts };
+        Some(Self { service, action, form, claim, parts, body })
     }
 
     async fn answer(self, shared: &Shared) -> Result<Response<AnswerBody>, Cut> {
@@ -241,7 +290,8 @@ impl<'a> Asked<'a> {
                 let named = secrets_manager::named(self.body);
                 (named.secret_ids, named.parameters)
             }
-            Service::Sts => (Vec::new(), sts::parameters(&self.form)),
+            Service::Sts | Service::Iam => (Vec::new(), form::parameters(&self.form)),
+            Service::EksAuth | Service::Metadata => (Vec::new(), json!({ "Path": self.parts.uri.path() })),
         };
         let vault_region = region.clone().unwrap_or_else(|| world.region.clone());
         let vault = world.vault(&vault_region, now_ms);
@@ -250,6 +300,7 @@ impl<'a> Asked<'a> {
         let number = world.record.open(Request {
             service: self.service,
             action: self.action.clone(),
+            host: Some(sigv4::text(&self.parts.headers, "host")).filter(|host| !host.is_empty()),
             secret_ids,
             access_key_id: self.claim.as_ref().map(|claim| claim.access_key_id.clone()),
             region,
@@ -274,6 +325,12 @@ impl<'a> Asked<'a> {
                     let mut call = Call { world, region, principal, strikes, now_ms };
                     call.answer(&self.action, self.body).map(|json| Answer::json(&json))
                 }
+                (Service::Iam, Some(principal), _) => iam::answer(&world.access, &self.action, &self.form, principal),
+                (Service::EksAuth, ..) => {
+                    let token = sigv4::text(&self.parts.headers, "authorization");
+                    eks_auth::answer(&mut world.access, world.pod_identity.as_ref(), &token, now_ms)
+                }
+                (Service::Metadata, ..) => world.metadata.answer(&mut world.access, &self.action, self.parts, now_ms),
                 _ => sts::answer(&mut world.access, &self.action, &self.form, caller.as_ref(), now_ms),
             }
         });
@@ -281,7 +338,12 @@ impl<'a> Asked<'a> {
     }
 
     fn caller(&self, world: &World, now_ms: i64) -> Result<Option<Principal>, Refusal> {
-        if self.service == Service::Sts && sts::is_unsigned(&self.action) {
+        let unsigned = match self.service {
+            Service::SecretsManager | Service::Iam => false,
+            Service::Sts => sts::is_unsigned(&self.action),
+            Service::EksAuth | Service::Metadata => true,
+        };
+        if unsigned {
             return Ok(None);
         }
         world.access.identify(self.service, self.claim.as_ref(), self.parts, self.body, now_ms).map(Some)
@@ -292,7 +354,7 @@ impl<'a> Asked<'a> {
 
 impl Answer {
     fn into_response(self, shared: &Shared, cut_after: Option<usize>) -> Response<AnswerBody> {
-        let Self { status, content_type, body, outcome: _, request_id } = self;
+        let Self { status, content_type, body, outcome: _, request_id, header } = self;
         let whole = body.len();
         let mut bytes = Bytes::from(body);
         let body = match cut_after {
@@ -309,6 +371,11 @@ impl Answer {
         }
         if let Ok(id) = request_id.parse() {
             headers.insert("x-amzn-requestid", id);
+        }
+        if let Some((name, value)) = header
+            && let Ok(value) = value.parse()
+        {
+            headers.insert(name, value);
         }
         // By the emulator's clock, since SDKs correct their own by it.
         let now = Timestamp::from_millisecond(shared.now_ms()).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -1,6 +1,5 @@
 //! STS: who am I, and sessions of roles.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -8,35 +7,24 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use crate::access::{Access, Principal, Role, Session, denial, iso, matches};
-use crate::answer::{Answer, Refusal, escape};
-
-/// A form's fields.
-pub(crate) type Form = BTreeMap<String, String>;
+use crate::access::{Access, Principal, Role, Session, account_of, denial, iso, matches};
+use crate::answer::{Answer, Refusal, Service, escape};
+use crate::form::{Form, required};
+use crate::session_tags::SessionTags;
 
 /// What a web identity token says about itself. Nobody checks its signature here.
 #[derive(Default, Deserialize)]
-struct Claims {
+pub(crate) struct Claims {
     #[serde(default)]
     sub: String,
     #[serde(default)]
     aud: Json,
     #[serde(default)]
     iss: String,
-    exp: Option<i64>,
+    pub(crate) exp: Option<i64>,
 }
 
 const HOUR: u32 = 3600;
-
-pub(crate) fn form(body: &[u8]) -> Form {
-    form_urlencoded::parse(body).into_owned().collect()
-}
-
-/// What a call says, without its token: for the record.
-pub(crate) fn parameters(form: &Form) -> Json {
-    let kept = form.iter().filter(|(key, _)| *key != "WebIdentityToken");
-    kept.map(|(key, value)| (key.clone(), Json::from(value.as_str()))).collect()
-}
 
 /// Whether a call needs no signature.
 pub(crate) fn is_unsigned(action: &str) -> bool {
@@ -55,53 +43,60 @@ pub(crate) fn answer(
         return Err(Refusal::new("InvalidAction", format!("Could not find operation {action} for this version")));
     }
     let result = match (action, caller) {
-        ("GetCallerIdentity", Some(caller)) => identity(access, caller),
+        ("GetCallerIdentity", Some(caller)) => identity(caller),
         ("AssumeRole", Some(caller)) => assume_role(access, form, caller, now_ms)?,
         ("AssumeRoleWithWebIdentity", _) => assume_role_with_web_identity(access, form, now_ms)?,
         _ => return Err(Refusal::new("InvalidAction", format!("Could not find operation {action}"))),
     };
-    Ok(Answer::xml(action, &result))
+    Ok(Answer::xml(Service::Sts, action, &result))
 }
 
-fn identity(access: &Access, caller: &Principal) -> String {
-    let (arn, user_id) = (escape(&caller.arn), escape(&caller.user_id));
-    format!("<Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{}</Account>", access.account)
+fn identity(caller: &Principal) -> String {
+    let (arn, user_id, account) = (escape(&caller.arn), escape(&caller.user_id), escape(caller.account()));
+    format!("<Arn>{arn}</Arn><UserId>{user_id}</UserId><Account>{account}</Account>")
 }
 
 fn assume_role(access: &mut Access, form: &Form, caller: &Principal, now_ms: i64) -> Result<String, Refusal> {
     let role_arn = required(form, "RoleArn", "roleArn")?;
     let session_name = session_name(form)?;
     let duration = duration(form, access.role(role_arn), 43_200)?;
+    let tags = SessionTags::read(form)?;
     if form.contains_key("Policy") || form.contains_key("PolicyArns.member.1.arn") {
         return Err(Refusal::new("ValidationError", "this emulator has no session policies"));
     }
-    let denied = || Refusal::forbidden("AccessDenied", denial(caller, "sts:AssumeRole", role_arn));
+    let refused = |action: &str| Refusal::forbidden("AccessDenied", denial(caller, action, role_arn));
+    let denied = || refused("sts:AssumeRole");
     let role = access.role(role_arn).ok_or_else(denied)?;
     let external_id = form.get("ExternalId");
     if role.external_id.is_some() && role.external_id.as_ref() != external_id {
         return Err(denied());
     }
-    if !is_trusted(access, role, caller, role_arn) {
+    if !may(access, "sts:AssumeRole", role, role_arn, caller) {
         return Err(denied());
     }
+    let tagged = !tags.is_empty() || !caller.transitive.is_empty();
+    if tagged && (role.denies_tags || !may(access, "sts:TagSession", role, role_arn, caller)) {
+        return Err(refused("sts:TagSession"));
+    }
+    let transitive = tags.inherit(&caller.transitive)?;
     if caller.role.is_some() && duration > HOUR {
         return Err(Refusal::new(
             "ValidationError",
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining",
         ));
     }
-    let session = open(access, role_arn, session_name, duration, now_ms).ok_or_else(denied)?;
+    let session = open(access, role_arn, session_name, duration, transitive, now_ms).ok_or_else(denied)?;
     Ok(session_xml(&session))
 }
 
-/// A role that names the account leaves the choice to the policies of the caller.
-fn is_trusted(access: &Access, role: &Role, caller: &Principal, role_arn: &str) -> bool {
-    let root = format!("arn:aws:iam::{}:root", access.account);
-    role.trusted.iter().any(|trusted| {
-        matches(trusted, &caller.arn)
-            || caller.role.as_ref() == Some(trusted)
-            || *trusted == root && access.is_allowed(caller, "sts:AssumeRole", role_arn)
-    })
+/// Whether the role trusts the caller with this. One that names the caller's account leaves the choice to the policies of
+/// the caller; from another account they have to allow it in any case.
+fn may(access: &Access, action: &str, role: &Role, role_arn: &str, caller: &Principal) -> bool {
+    let root = format!("arn:aws:iam::{}:root", caller.account());
+    let is_caller = |trusted: &String| matches(trusted, &caller.arn) || caller.role.as_ref() == Some(trusted);
+    let named = role.trusted.iter().any(is_caller);
+    let at_home = account_of(role_arn) == caller.account();
+    named && at_home || (named || role.trusted.contains(&root)) && access.is_allowed(caller, action, role_arn)
 }
 
 fn assume_role_with_web_identity(access: &mut Access, form: &Form, now_ms: i64) -> Result<String, Refusal> {
@@ -133,7 +128,7 @@ fn assume_role_with_web_identity(access: &mut Access, form: &Form, now_ms: i64) 
     if trust.subject.as_ref().is_some_and(|subject| *subject != claims.sub) {
         return Err(denied());
     }
-    let session = open(access, role_arn, session_name, duration, now_ms).ok_or_else(denied)?;
+    let session = open(access, role_arn, session_name, duration, Vec::new(), now_ms).ok_or_else(denied)?;
     let Claims { sub, aud, iss, exp: _ } = claims;
     let audience = aud.as_str().or_else(|| aud.get(0)?.as_str()).unwrap_or_default();
     Ok(format!(
@@ -146,8 +141,15 @@ fn assume_role_with_web_identity(access: &mut Access, form: &Form, now_ms: i64) 
     ))
 }
 
-fn open(access: &mut Access, role_arn: &str, name: &str, seconds: u32, now_ms: i64) -> Option<Session> {
-    access.open_session(role_arn, name, Duration::from_secs(seconds.into()), now_ms)
+fn open(
+    access: &mut Access,
+    role_arn: &str,
+    name: &str,
+    seconds: u32,
+    transitive: Vec<String>,
+    now_ms: i64,
+) -> Option<Session> {
+    access.open_session(role_arn, name, Duration::from_secs(seconds.into()), transitive, now_ms)
 }
 
 fn session_xml(session: &Session) -> String {
@@ -161,18 +163,6 @@ fn session_xml(session: &Session) -> String {
         escape(arn),
         iso(*expires_ms)
     )
-}
-
-fn required<'a>(form: &'a Form, key: &str, member: &str) -> Result<&'a str, Refusal> {
-    form.get(key).map(String::as_str).filter(|value| !value.is_empty()).ok_or_else(|| {
-        Refusal::new(
-            "ValidationError",
-            format!(
-                "1 validation error detected: Value null at '{member}' failed to satisfy constraint: \
-                 Member must not be null"
-            ),
-        )
-    })
 }
 
 fn session_name(form: &Form) -> Result<&str, Refusal> {
@@ -205,7 +195,7 @@ fn duration(form: &Form, role: Option<&Role>, most: u32) -> Result<u32, Refusal>
     Ok(seconds)
 }
 
-fn claims(token: &str) -> Option<Claims> {
+pub(crate) fn claims(token: &str) -> Option<Claims> {
     let mut parts = token.split('.');
     let (header, payload, signature) = (parts.next()?, parts.next()?, parts.next()?);
     let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();

@@ -7,16 +7,19 @@ use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sdk_secretsmanager::Client;
-use aws_sdk_secretsmanager::config::retry::RetryConfig;
-use aws_sdk_secretsmanager::config::timeout::TimeoutConfig;
-use aws_sdk_secretsmanager::config::{BehaviorVersion, Region};
-use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_secretsmanager::error::ProvideErrorMetadata as _;
 use aws_sdk_secretsmanager::primitives::Blob;
 use aws_sdk_secretsmanager::types::{ReplicaRegionType, Tag};
 use aws_sdk_sts::Client as Sts;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use keytide_emulator::{Emulator, Fault, FaultKind, Role, Seed, Statement, User};
+use keytide_emulator::{Emulator, Fault, FaultKind, Role, Seed, Statement};
+
+#[path = "support/sdk.rs"]
+mod sdk;
+#[path = "support/sessions.rs"]
+mod sessions;
+
+use sdk::{client, code, owner};
+use sessions::{jwt, session, sts};
 
 const CURRENT: &str = "AWSCURRENT";
 const PREVIOUS: &str = "AWSPREVIOUS";
@@ -53,48 +56,6 @@ fn targets() -> Vec<Target> {
     targets
 }
 
-fn owner() -> Credentials {
-    let User { access_key_id, secret_access_key, .. } = User::default();
-    Credentials::from_keys(access_key_id, secret_access_key, None)
-}
-
-fn client(url: &str, credentials: Credentials, region: &'static str) -> Client {
-    let config = aws_sdk_secretsmanager::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .endpoint_url(url)
-        .region(Region::from_static(region))
-        .credentials_provider(credentials)
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(TimeoutConfig::builder().operation_timeout(Duration::from_secs(5)).build())
-        .build();
-    Client::from_conf(config)
-}
-
-fn sts(url: &str, credentials: Credentials) -> Sts {
-    let config = aws_sdk_sts::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .endpoint_url(url)
-        .region(Region::from_static("us-east-1"))
-        .credentials_provider(credentials)
-        .retry_config(RetryConfig::disabled())
-        .build();
-    Sts::from_conf(config)
-}
-
-fn session(credentials: &aws_sdk_sts::types::Credentials) -> Credentials {
-    let (id, key) = (credentials.access_key_id(), credentials.secret_access_key());
-    Credentials::from_keys(id, key, Some(credentials.session_token().to_owned()))
-}
-
-/// `ok`, the error's code, or `network`.
-fn code<T, E: ProvideErrorMetadata>(result: Result<T, SdkError<E>>) -> String {
-    match result {
-        Ok(_) => "ok".to_owned(),
-        Err(SdkError::ServiceError(error)) => error.err().code().unwrap_or("none").to_owned(),
-        Err(_) => "network".to_owned(),
-    }
-}
-
 /// A name that no other test uses, since moto serves them all.
 fn fresh(name: &str) -> String {
     format!("contract/{name}/{:016x}", fastrand::u64(..))
@@ -102,11 +63,6 @@ fn fresh(name: &str) -> String {
 
 fn token() -> String {
     format!("{:032x}", fastrand::u128(..))
-}
-
-fn jwt(claims: &str) -> String {
-    let part = |json: &str| URL_SAFE_NO_PAD.encode(json);
-    format!("{}.{}.{}", part(r#"{"alg":"RS256"}"#), part(claims), part("signature"))
 }
 
 async fn create(client: &Client, name: &str, value: &str) -> String {
@@ -382,6 +338,29 @@ async fn a_role_is_assumed_with_a_web_identity() {
         let identity = sts_as(&target, credentials).get_caller_identity().send().await.unwrap();
         assert_eq!(identity.arn(), Some(arn));
         assert_eq!(identity.account(), Some("123456789012"));
+    }
+}
+
+#[tokio::test]
+async fn a_session_has_tags() {
+    for target in targets() {
+        if let Some(emulator) = &target.emulator {
+            emulator.add_role(Role::new("tagged").trusts("arn:aws:iam::123456789012:user/keytide"));
+        }
+        let sts = target.sts();
+        let assume = |tags: &[(&str, &str)], transitive: &str| {
+            let tag = |(key, value): &(&str, &str)| aws_sdk_sts::types::Tag::builder().key(*key).value(*value).build();
+            let tags = tags.iter().map(tag).collect::<Result<_, _>>().unwrap();
+            let assume = sts.assume_role().role_arn("arn:aws:iam::123456789012:role/tagged").role_session_name("me");
+            assume.set_tags(Some(tags)).transitive_tag_keys(transitive).send()
+        };
+        let answer = assume(&[("team", "a b"), ("stage", "")], "team").await.unwrap();
+        let identity = sts_as(&target, answer.credentials().unwrap()).get_caller_identity().send().await.unwrap();
+        assert_eq!(identity.arn(), Some("arn:aws:sts::123456789012:assumed-role/tagged/me"));
+        // moto checks nothing of it.
+        let refused = target.expect("InvalidParameterValue", "ok");
+        assert_eq!(code(assume(&[("team", "a"), ("Team", "b")], "team").await), refused);
+        assert_eq!(code(assume(&[("team", "a")], "stage").await), refused);
     }
 }
 

@@ -1,0 +1,65 @@
+//! Tokens: read again each time, and never shown.
+
+use std::path::Path;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::{config::Token, domain::value::SecretValue};
+
+/// A token of a service account has about 1 KiB.
+const LARGEST: u64 = 64 * 1024;
+
+/// The one claim that is looked at. Nothing is proved by it: STS checks the signature.
+#[derive(Deserialize)]
+struct Claims {
+    exp: Option<i64>,
+}
+
+/// Reads the token.
+///
+/// # Errors
+/// In words why it cannot be used.
+pub(super) fn read(token: &Token) -> Result<SecretValue, String> {
+    match token {
+        Token::Text(text) => Ok(text.share()),
+        Token::File(file) => read_file(file),
+    }
+}
+
+/// The same, with the end of a JSON web token (`exp`, RFC 7519, 4.1.4), in seconds since the Unix epoch.
+///
+/// # Errors
+/// In words why it cannot be one.
+pub(super) fn read_web_identity(token: &Token) -> Result<(SecretValue, Option<i64>), String> {
+    let token = read(token)?;
+    let parts: Vec<&str> = token.expose().split('.').collect();
+    match parts[..] {
+        [header, payload, signature] if ![header, payload, signature].contains(&"") => {
+            let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload).unwrap_or_default());
+            let end = serde_json::from_slice::<Claims>(&payload).ok().and_then(|claims| claims.exp);
+            Ok((token, end))
+        }
+        _ => Err("not a whole JSON web token".to_owned()),
+    }
+}
+
+/// Where the token is, in words.
+pub(super) fn place(token: &Token) -> String {
+    match token {
+        Token::Text(_) => "of the configuration".to_owned(),
+        Token::File(file) => file.display().to_string(),
+    }
+}
+
+fn read_file(file: &Path) -> Result<SecretValue, String> {
+    let metadata = std::fs::metadata(file).map_err(|error| error.kind().to_string())?;
+    // Not opened before it is known to be a file: the opening of a pipe waits for a writer.
+    if !metadata.is_file() || metadata.len() > LARGEST {
+        return Err("not a regular file of 64 KiB at most".to_owned());
+    }
+    let text = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| error.kind().to_string())?);
+    let token = SecretValue::new(text.trim().to_owned());
+    if token.expose().is_empty() { Err("the file is empty".to_owned()) } else { Ok(token) }
+}
