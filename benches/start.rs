@@ -1,5 +1,5 @@
-//! From the start of a process to its first env file with 100 separate secrets: keytide beside the bare AWS SDK, and
-//! beside boto3. `cargo bench --bench start`; with `-- --assert` a missed goal is a failure.
+//! From the start of a process to its first env file with 100 separate secrets: keytide beside the bare AWS SDK, with static
+//! keys and with a web identity (IRSA), and beside boto3. `cargo bench --bench start`; with `-- --assert` a missed goal is a failure.
 //!
 //! Times of one machine mean little, so only ratios have goals, and all contenders run in turn in the same run against the
 //! same emulator. Each is a process of its own, and is done when its file appears. keytide is the real release binary, named
@@ -21,11 +21,13 @@ use std::{
 };
 
 use aws_sdk_secretsmanager::{
-    Client, Config,
-    config::{BehaviorVersion, Credentials, Region},
+    Client,
+    config::{self, BehaviorVersion, Credentials, Region},
 };
+use aws_smithy_http_client::tls;
+use aws_types::SdkConfig;
 use futures_util::future::try_join_all;
-use keytide_emulator::{Emulator, User};
+use keytide_emulator::{Emulator, Role, Statement, User};
 use tempfile::TempDir;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -40,6 +42,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// How this program is called when it plays the part of the bare SDK.
 const AS_BARE_SDK: &str = "--as-bare-sdk";
 const MOST_TIMES_THE_SDK: f64 = 2.0;
+const MOST_TIMES_THE_SDK_WITH_IRSA: f64 = 1.2;
 const LEAST_TIMES_FASTER_THAN_BOTO3: f64 = 10.0;
 
 /// What is measured.
@@ -48,6 +51,8 @@ enum Contender {
     Keytide,
     SdkBatch,
     SdkSingle,
+    KeytideIrsa,
+    SdkIrsa,
     Boto3,
 }
 
@@ -55,7 +60,15 @@ enum Contender {
 #[derive(Debug, Default)]
 struct Runs {
     milliseconds: Vec<f64>,
-    calls: Vec<(usize, usize)>,
+    calls: Vec<Calls>,
+}
+
+/// How many calls one run made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Calls {
+    sts: usize,
+    batches: usize,
+    singles: usize,
 }
 
 struct Bench {
@@ -63,6 +76,8 @@ struct Bench {
     directory: TempDir,
     keytide: PathBuf,
     python: Option<OsString>,
+    role: String,
+    token: PathBuf,
 }
 
 /// A process that is ended with its run.
@@ -94,7 +109,8 @@ fn main() -> ExitCode {
 /// Runs everything, prints the table, and says whether each goal was reached.
 fn measure() -> Result<bool> {
     let bench = Bench::new()?;
-    let mut contenders = vec![Contender::Keytide, Contender::SdkBatch, Contender::SdkSingle];
+    let mut contenders =
+        vec![Contender::Keytide, Contender::SdkBatch, Contender::SdkSingle, Contender::KeytideIrsa, Contender::SdkIrsa];
     if bench.python.is_some() {
         contenders.push(Contender::Boto3);
     }
@@ -133,6 +149,10 @@ fn measure() -> Result<bool> {
     reached &= verdict("keytide / bare SDK, the same calls", sdk, sdk < MOST_TIMES_THE_SDK, "under 2");
     let single = keytide / median(Contender::SdkSingle).unwrap_or(f64::NAN);
     println!("  {:<44} {single:>6.2}      no goal", "keytide / bare SDK, one call a secret");
+    let irsa = median(Contender::KeytideIrsa).unwrap_or(f64::NAN) / median(Contender::SdkIrsa).unwrap_or(f64::NAN);
+    let goal = "at most 1.2";
+    reached &=
+        verdict("keytide / bare SDK, with IRSA, the same calls", irsa, irsa <= MOST_TIMES_THE_SDK_WITH_IRSA, goal);
     if let Some(boto3) = median(Contender::Boto3) {
         let ratio = boto3 / keytide;
         reached &= verdict("boto3 / keytide", ratio, ratio >= LEAST_TIMES_FASTER_THAN_BOTO3, "at least 10");
@@ -158,6 +178,8 @@ impl Contender {
             Self::Keytide => "keytide",
             Self::SdkBatch => "bare SDK, the same calls in parallel",
             Self::SdkSingle => "bare SDK, one call a secret in parallel",
+            Self::KeytideIrsa => "keytide, IRSA",
+            Self::SdkIrsa => "bare SDK, IRSA, the same calls in parallel",
             Self::Boto3 => "boto3, one by one",
         }
     }
@@ -176,12 +198,10 @@ impl Runs {
         if self.calls.iter().any(|calls| *calls != first) {
             return Err(format!("runs made different numbers of calls: {:?}", self.calls).into());
         }
-        let (batches, singles) = first;
-        Ok(match (batches, singles) {
-            (0, singles) => format!("{singles} GetSecretValue"),
-            (batches, 0) => format!("{batches} BatchGetSecretValue"),
-            (batches, singles) => format!("{batches} BatchGetSecretValue, {singles} GetSecretValue"),
-        })
+        let Calls { sts, batches, singles } = first;
+        let named = [(sts, "AssumeRoleWithWebIdentity"), (batches, "BatchGetSecretValue"), (singles, "GetSecretValue")];
+        let named = named.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}"));
+        Ok(named.collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -197,11 +217,15 @@ impl Bench {
         for n in 0..SECRETS {
             aws.put(&name(n), &format!("sk-{n:045}"));
         }
-        Ok(Self { aws, directory, keytide: keytide.into(), python })
+        let role = aws.add_role(Role::new("keytide").trusts_web_identity().allow(Statement::everything()));
+        let token = directory.path().join("token");
+        // {"alg":"none"}, {"sub":"pod"}, and something for a signature.
+        fs::write(&token, "eyJhbGciOiJub25lIn0.eyJzdWIiOiJwb2QifQ.c2ln")?;
+        Ok(Self { aws, directory, keytide: keytide.into(), python, role, token })
     }
 
     /// One run: how long it took until the file was there, and how many batch and single calls it made.
-    fn run(&self, contender: Contender, label: &str) -> Result<(Duration, (usize, usize))> {
+    fn run(&self, contender: Contender, label: &str) -> Result<(Duration, Calls)> {
         let directory = self.directory.path().join(format!("{contender:?}-{label}"));
         fs::create_dir(&directory)?;
         let target = directory.join("keys.env");
@@ -225,12 +249,14 @@ impl Bench {
         if lines != SECRETS {
             return Err(format!("{} wrote {lines} keys", contender.name()).into());
         }
-        Ok((time, (self.aws.count("BatchGetSecretValue"), self.aws.count("GetSecretValue"))))
+        let [sts, batches, singles] =
+            ["AssumeRoleWithWebIdentity", "BatchGetSecretValue", "GetSecretValue"].map(|action| self.aws.count(action));
+        Ok((time, Calls { sts, batches, singles }))
     }
 
     fn command(&self, contender: Contender, directory: &Path, target: &Path) -> Result<Command> {
         let mut command = match contender {
-            Contender::Keytide => {
+            Contender::Keytide | Contender::KeytideIrsa => {
                 let config = directory.join("keytide.yaml");
                 fs::write(&config, configuration(directory, target)?)?;
                 fs::set_permissions(&config, fs::Permissions::from_mode(0o600))?;
@@ -238,8 +264,8 @@ impl Bench {
                 command.args([OsStr::new("run"), OsStr::new("--config"), config.as_os_str()]);
                 command
             }
-            Contender::SdkBatch | Contender::SdkSingle => {
-                let way = if contender == Contender::SdkBatch { "batch" } else { "single" };
+            Contender::SdkBatch | Contender::SdkSingle | Contender::SdkIrsa => {
+                let way = if contender == Contender::SdkSingle { "single" } else { "batch" };
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args([OsStr::new(AS_BARE_SDK), OsStr::new(way), target.as_os_str()]);
                 command
@@ -252,12 +278,12 @@ impl Bench {
             }
         };
         let User { access_key_id, secret_access_key, .. } = User::default();
-        command
-            .env_clear()
-            .env("AWS_ENDPOINT_URL", self.aws.url())
-            .env("AWS_DEFAULT_REGION", "us-east-1")
-            .env("AWS_ACCESS_KEY_ID", access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", secret_access_key);
+        command.env_clear().env("AWS_ENDPOINT_URL", self.aws.url()).env("AWS_DEFAULT_REGION", "us-east-1");
+        if matches!(contender, Contender::KeytideIrsa | Contender::SdkIrsa) {
+            command.env("AWS_ROLE_ARN", &self.role).env("AWS_WEB_IDENTITY_TOKEN_FILE", &self.token);
+        } else {
+            command.env("AWS_ACCESS_KEY_ID", access_key_id).env("AWS_SECRET_ACCESS_KEY", secret_access_key);
+        }
         Ok(command)
     }
 }
@@ -289,16 +315,26 @@ fn bare_sdk(arguments: &[OsString]) -> Result<()> {
     let [way, target] = arguments else { return Err("expected a way and a file".into()) };
     let target = Path::new(target);
     let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
-    let (key, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
-    let config = Config::builder()
+    let base = SdkConfig::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::new(variable("AWS_DEFAULT_REGION")?))
         .endpoint_url(variable("AWS_ENDPOINT_URL")?)
-        .credentials_provider(Credentials::new(key, secret, None, None, "bench"))
+        .http_client(
+            aws_smithy_http_client::Builder::new()
+                .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+                .build_https(),
+        )
         .build();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let names: Vec<String> = (0..SECRETS).map(name).collect();
     let values = runtime.block_on(async {
+        let credentials = if let Ok(role) = variable("AWS_ROLE_ARN") {
+            exchange(&base, role, &variable("AWS_WEB_IDENTITY_TOKEN_FILE")?).await?
+        } else {
+            let (key, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
+            Credentials::new(key, secret, None, None, "bench")
+        };
+        let config = config::Builder::from(&base).credentials_provider(credentials).build();
         let client = Client::from_conf(config);
         if way == "batch" { in_batches(&client, &names).await } else { one_by_one(&client, &names).await }
     })?;
@@ -310,6 +346,15 @@ fn bare_sdk(arguments: &[OsString]) -> Result<()> {
     fs::write(&new, text)?;
     fs::rename(new, target)?;
     Ok(())
+}
+
+/// The token of a pod for a session of its role.
+async fn exchange(base: &SdkConfig, role: String, token: &str) -> Result<Credentials> {
+    let call = aws_sdk_sts::Client::new(base).assume_role_with_web_identity();
+    let call = call.role_arn(role).role_session_name("bench").web_identity_token(fs::read_to_string(token)?);
+    let answer = call.send().await?.credentials.ok_or("STS answered no credentials")?;
+    let (key, secret, token) = (answer.access_key_id, answer.secret_access_key, answer.session_token);
+    Ok(Credentials::new(key, secret, Some(token), None, "bench"))
 }
 
 async fn in_batches(client: &Client, names: &[String]) -> Result<Vec<String>> {

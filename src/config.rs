@@ -715,6 +715,18 @@ impl Environment {
         Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 
+    /// The same without the credentials of whoever sits at the keyboard: a policy is for a pod.
+    #[must_use]
+    pub fn without_personal_credentials(mut self) -> Self {
+        for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"] {
+            self.0.remove(name);
+        }
+        for name in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
+            self.0.insert(name.to_owned(), "/nonexistent".to_owned());
+        }
+        self
+    }
+
     /// The value of a variable.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {

@@ -31,8 +31,8 @@ use std::{
 
 use keytide::{
     config::{
-        Aws, Config, Credentials, Endpoints, FileAccess, Identity, Network, OnMissing, Output, OutputKind, Refresh,
-        State, StaticKeys, Token,
+        Aws, Config, Container, Credentials, Endpoints, FileAccess, Identity, Network, OnMissing, Output, OutputKind,
+        Refresh, State, StaticKeys, Token,
     },
     daemon::{Daemon, World},
     domain::{
@@ -44,7 +44,7 @@ use keytide::{
     health::{Health, KeyStatus, Verdict},
     supervisor::Ending,
 };
-use keytide_emulator::{Emulator, Fault, FaultKind, Role, Seed, Statement, User};
+use keytide_emulator::{Emulator, Fault, FaultKind, PodIdentity, Role, Seed, Statement, User};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -65,6 +65,7 @@ const GET: &str = "GetSecretValue";
 const BATCH: &str = "BatchGetSecretValue";
 const EXCHANGE: &str = "AssumeRoleWithWebIdentity";
 const ASSUME: &str = "AssumeRole";
+const AGENT: &str = "AssumeRoleForPodIdentity";
 const WHO: &str = "GetCallerIdentity";
 
 thread_local! {
@@ -206,6 +207,19 @@ impl Scene {
         let mut config = self.config();
         let trusting = Role::new("app").trusts("arn:aws:iam::123456789012:user/keytide").allow(Statement::everything());
         config.aws.reader.roles = vec![role(&self.aws.add_role(trusting))];
+        config
+    }
+
+    /// The agent of EKS Pod Identity, which gives this role.
+    fn config_of_pod_identity(&self, arn: &str) -> Config {
+        self.aws.set_pod_identity(Some(PodIdentity::new(arn)));
+        let agent = Container {
+            address: self.aws.address(),
+            path: "/v1/credentials".to_owned(),
+            token: Some(Token::Text(SecretValue::new("token".to_owned()))),
+        };
+        let mut config = self.config();
+        config.aws.reader.base = Credentials::Container(agent);
         config
     }
 
@@ -540,6 +554,57 @@ fn a_role_over_static_keys_asks_once_who_they_are() {
         assert_eq!((exchanges, who), (0, 1));
         assert!((24..=27).contains(&sessions), "{sessions}");
         assert_eq!(running.states(), ["fresh"]);
+        running.end().await;
+    });
+}
+
+#[test]
+fn a_role_over_pod_identity_asks_once_who_that_is() {
+    paused(async {
+        let scene = Scene::primary();
+        let pod = Role::new("pod").allow(Statement::everything());
+        let pod = scene.aws.add_role(pod);
+        let trusting = Role::new("app").trusts(&pod).allow(Statement::everything());
+        let app = scene.aws.add_role(trusting);
+        let mut config = scene.config_of_pod_identity(&pod);
+        config.aws.reader.roles = vec![role(&app)];
+        let mut running = scene.run(config, 27).await;
+        running.steps_for(DAY).await;
+        let (exchanges, sessions, who) = sts(&scene.aws);
+        assert_eq!((exchanges, who), (0, 1));
+        assert!((24..=27).contains(&sessions), "{sessions}");
+        let agent = scene.aws.count(AGENT);
+        assert!((4..=5).contains(&agent), "sessions of six hours: {agent}");
+        assert_eq!(running.states(), ["fresh"]);
+        running.end().await;
+    });
+}
+
+#[test]
+fn a_role_that_the_pod_already_is_is_not_assumed_but_proved_for_every_session_of_the_pod() {
+    paused(async {
+        let scene = Scene::primary();
+        let pod = scene.aws.add_role(Role::new("pod").allow(Statement::everything()));
+        let mut config = scene.config_of_pod_identity(&pod);
+        config.aws.reader.roles = vec![role(&pod)];
+        let mut running = scene.run(config, 28).await;
+        running.steps_for(DAY).await;
+        let agent = scene.aws.count(AGENT);
+        assert_eq!(sts(&scene.aws), (0, 0, agent));
+        assert!((4..=5).contains(&agent), "sessions of six hours: {agent}");
+        // Somebody gives the pod another role, which this one does not trust.
+        let content = scene.content();
+        let other = scene.aws.add_role(Role::new("other").allow(Statement::everything()));
+        scene.aws.set_pod_identity(Some(PodIdentity::new(&other)));
+        running.steps_for(Duration::from_hours(7)).await;
+        assert_eq!(running.states(), ["stale (identity)"], "nobody else's credentials are used");
+        assert_eq!(scene.content(), content);
+        let by_other =
+            |request: &keytide_emulator::Request| request.principal.as_ref().is_some_and(|who| who.contains("/other/"));
+        assert!(!scene.aws.requests().iter().any(|request| request.action == GET && by_other(request)));
+        scene.aws.set_pod_identity(Some(PodIdentity::new(&pod)));
+        running.steps_for(Duration::from_hours(7)).await;
+        assert_eq!(running.states(), ["fresh"], "recovery needs no restart");
         running.end().await;
     });
 }

@@ -1,5 +1,6 @@
 //! The documents say what the code says.
 
+use clap::Parser as _;
 use serde_json::Value;
 
 /// Every setting of the schema is in `docs/CONFIGURATION.md`, in the words of the schema.
@@ -50,12 +51,47 @@ fn every_promise_names_a_test_that_exists() {
     }
 }
 
-/// The README's example configurations are valid.
+/// The pages that people copy from.
+const PAGES: [&str; 5] = [
+    include_str!("../README.md"),
+    include_str!("../docs/CONFIGURATION.md"),
+    include_str!("../docs/IDENTITY.md"),
+    include_str!("../docs/LITELLM.md"),
+    include_str!("../docs/OPERATIONS.md"),
+];
+
+/// Every `keytide` command of a block is one that keytide understands.
+#[test]
+fn the_commands_of_the_documents_can_be_typed() {
+    let mut commands = 0;
+    for page in PAGES {
+        let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        let text = blocks.collect::<String>().replace("\\\n", " ");
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().map(|word| word.trim_matches('"')).collect();
+            // At the start of a line, or behind what runs it somewhere else.
+            let is_keytide = |at: usize| words[at] == "keytide" || words[at].ends_with("/keytide");
+            let Some(at) = (0..words.len()).find(|at| is_keytide(*at) && (*at == 0 || words[at - 1] == "--")) else {
+                continue;
+            };
+            let arguments: Vec<&str> =
+                words[at..].iter().copied().take_while(|word| !matches!(*word, "&" | ">" | "|" | "#")).collect();
+            let arguments = arguments.iter().map(|word| if *word == "$ACCOUNT" { "123456789012" } else { word });
+            if let Err(error) = keytide::cli::Cli::try_parse_from(arguments) {
+                panic!("{line}\n{error}");
+            }
+            commands += 1;
+        }
+    }
+    assert!(commands >= 7, "{commands}");
+}
+
+/// The example configurations are valid; a manifest of Kubernetes is none.
 #[test]
 fn the_examples_of_the_documents_are_valid() {
-    for page in [include_str!("../README.md"), include_str!("../docs/CONFIGURATION.md")] {
+    for page in PAGES {
         let blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-        for block in blocks {
+        for block in blocks.filter(|block| !block.starts_with("spec:")) {
             let directory = tempfile::tempdir().unwrap();
             let config = directory.path().join("keytide.yaml");
             std::fs::write(&config, block).unwrap();

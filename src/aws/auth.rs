@@ -25,7 +25,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use self::{
     profile::Base,
-    session::Session,
+    session::{Proof, Session},
     sts::{Refusal, Sts},
 };
 use super::client::{Clock, Connection};
@@ -210,14 +210,12 @@ impl Auth {
             Way::Role { before, .. } => Some(Box::pin(before.known()).await),
             _ => None,
         };
-        let token_expires_at = cache.token_expires_at.or(below.as_ref().and_then(|below| below.token_expires_at));
-        match (&cache.before, below) {
-            (Before::Same(_), Some(below)) => below,
-            _ => Known {
-                caller: cache.session.as_ref().and_then(|session| session.caller.clone()),
-                expires_at: cache.session.as_ref().and_then(Session::expires_at),
-                token_expires_at,
-            },
+        let of_below = below.and_then(|below| below.token_expires_at);
+        let session = cache.session.as_ref();
+        Known {
+            caller: session.and_then(|session| session.proof.as_ref()).map(|proof| proof.caller().clone()),
+            expires_at: session.and_then(Session::expires_at),
+            token_expires_at: cache.token_expires_at.or(of_below),
         }
     }
 
@@ -239,9 +237,6 @@ impl Auth {
             // Held while renewing: that is what makes everybody else wait for the one answer.
             let mut cache = self.cache.lock().await;
             let now = self.clock().now();
-            if let Some(session) = self.passed_on(&mut cache).await? {
-                return Ok(session);
-            }
             let paused = cache.renewed.is_some_and(|at| at.elapsed() < PAUSE);
             if let Some(session) = cache.session.as_ref().filter(|session| session.is_valid(now)) {
                 let due = cache.rejected || cache.renew_at.is_some_and(|at| at <= now);
@@ -288,42 +283,6 @@ impl Auth {
         })
     }
 
-    /// The credentials of the hop before, where that is already the role that this one is to be. Asked once for somebody
-    /// else, and once for each credentials of the role itself: what is passed on is proved.
-    async fn passed_on(&self, cache: &mut Cache) -> Result<Option<Session>, Problem> {
-        let Way::Role { role, before, probe: true } = &self.way else { return Ok(None) };
-        if matches!(cache.before, Before::Other) {
-            return Ok(None);
-        }
-        let session = before.session().await?;
-        let id = session.credentials.access_key_id();
-        if matches!(&cache.before, Before::Same(known) if known == id) {
-            return Ok(cache.session.clone());
-        }
-        let who = before.who();
-        let caller = match self.world.sts.caller(&session.credentials, &who).await {
-            Ok(caller) => caller,
-            Err(refusal) if refusal.credentials_ended => {
-                before.reject().await;
-                return Err(refusal.problem);
-            }
-            // Then it is not known, and AssumeRole will say what is wrong.
-            Err(_) => return Ok(None),
-        };
-        if !caller.is_role(&role.arn) {
-            cache.before = Before::Other;
-            return Ok(None);
-        }
-        self.accept(&caller)?;
-        if self.last {
-            self.metrics().credentials_expiry(session.expires_at());
-        }
-        cache.before = Before::Same(id.to_owned());
-        let session = Session { caller: Some(caller), ..session };
-        cache.session = Some(session.clone());
-        Ok(Some(session))
-    }
-
     async fn obtain(&self, cache: &mut Cache) -> Result<Session, Problem> {
         match &self.way {
             Way::Static(keys) => Ok(Session::of_keys(keys)),
@@ -341,8 +300,11 @@ impl Auth {
             Way::WebIdentity { role, token } => self.of_token(role, token, cache).await,
             Way::Container(container) => self.of_agent(container).await,
             Way::Instance(address) => self.of_node(*address).await,
-            Way::Role { role, before, .. } => {
+            Way::Role { role, before, probe } => {
                 let session = before.session().await?;
+                if *probe && let Some(session) = self.as_before(role, before, &session, cache).await? {
+                    return Ok(session);
+                }
                 match self.world.sts.assume_role(role, &session.credentials, &before.who()).await {
                     Ok(session) => Ok(session),
                     Err(Refusal { problem, credentials_ended }) => {
@@ -355,6 +317,39 @@ impl Auth {
                     }
                 }
             }
+        }
+    }
+
+    /// The session of the hop before, where that is already the role that this one is to be. Asked once for somebody else,
+    /// and once for each credentials of the role itself: what is passed on is proved.
+    async fn as_before(
+        &self,
+        role: &Role,
+        before: &Self,
+        session: &Session,
+        cache: &mut Cache,
+    ) -> Result<Option<Session>, Problem> {
+        let id = session.credentials.access_key_id();
+        match &cache.before {
+            Before::Other => return Ok(None),
+            Before::Same(known) if known == id => return Ok(cache.session.clone()),
+            Before::Same(_) | Before::Unknown => {}
+        }
+        match self.world.sts.caller(&session.credentials, &before.who()).await {
+            Ok(caller) if caller.is_role(&role.arn) => {
+                cache.before = Before::Same(id.to_owned());
+                Ok(Some(Session { proof: Some(Proof::Asked(caller)), ..session.clone() }))
+            }
+            Ok(_) => {
+                cache.before = Before::Other;
+                Ok(None)
+            }
+            Err(refusal) if refusal.credentials_ended => {
+                before.reject().await;
+                Err(refusal.problem)
+            }
+            // Then it is not known, and AssumeRole will say what is wrong.
+            Err(_) => Ok(None),
         }
     }
 
@@ -408,15 +403,14 @@ impl Auth {
         if !self.expected.is_set() {
             return Ok(session);
         }
-        let proved = self.world.sts.caller(&session.credentials, &self.who()).await;
-        let caller = proved.map_err(|refusal| refusal.problem)?;
-        self.accept(&caller)?;
-        Ok(Session { caller: Some(caller), ..session })
-    }
-
-    fn accept(&self, caller: &Caller) -> Result<(), Problem> {
-        if self.expected.accepts(caller) {
-            return Ok(());
+        let caller = if let Some(Proof::Asked(caller)) = session.proof {
+            caller
+        } else {
+            let proved = self.world.sts.caller(&session.credentials, &self.who()).await;
+            proved.map_err(|refusal| refusal.problem)?
+        };
+        if self.expected.accepts(&caller) {
+            return Ok(Session { proof: Some(Proof::Asked(caller)), ..session });
         }
         self.metrics().identity_refused();
         let message = format!(

@@ -65,7 +65,7 @@ const PRINCIPAL: &str = "ARN_OF_THE_ROLE_OR_USER_BEFORE";
 
 /// Prints the documents.
 pub(super) fn policy(sources: &Sources, options: &Options, form: Form) -> Exit {
-    let config = match config::load(sources, &Environment::of_process()) {
+    let config = match config::load(sources, &Environment::of_process().without_personal_credentials()) {
         Ok(config) => config,
         Err(errors) => {
             complain(&format!("the configuration is not valid:\n{errors}"));

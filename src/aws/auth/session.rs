@@ -15,7 +15,16 @@ pub(super) struct Session {
     /// The credentials; their `Debug` is redacted.
     pub(super) credentials: Credentials,
     /// Who they belong to, where STS said so.
-    pub(super) caller: Option<Caller>,
+    pub(super) proof: Option<Proof>,
+}
+
+/// How it is known who credentials belong to.
+#[derive(Debug, Clone)]
+pub(super) enum Proof {
+    /// STS said so when it made the session.
+    Told(Caller),
+    /// `GetCallerIdentity` said so.
+    Asked(Caller),
 }
 
 // === impl Session ===
@@ -26,14 +35,14 @@ impl Session {
         let StaticKeys { access_key_id, secret_access_key, session_token } = keys;
         let token = session_token.as_ref().map(|token| token.expose().to_owned());
         let credentials = Credentials::new(access_key_id, secret_access_key.expose(), token, None, PROVIDER);
-        Self { credentials, caller: None }
+        Self { credentials, proof: None }
     }
 
     /// Temporary credentials; none if some part is missing, as in an answer that was cut in half.
     pub(super) fn temporary(id: &str, secret: &str, token: &str, expiry: SystemTime) -> Option<Self> {
         let whole = [id, secret, token].iter().all(|part| !part.is_empty());
         let credentials = || Credentials::new(id, secret, Some(token.to_owned()), Some(expiry), PROVIDER);
-        whole.then(|| Self { credentials: credentials(), caller: None })
+        whole.then(|| Self { credentials: credentials(), proof: None })
     }
 
     /// True if they are of use at this time.
@@ -45,5 +54,16 @@ impl Session {
     pub(super) fn expires_at(&self) -> Option<i64> {
         let since = self.credentials.expiry()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         i64::try_from(since.as_secs()).ok()
+    }
+}
+
+// === impl Proof ===
+
+impl Proof {
+    /// Who that is.
+    pub(super) fn caller(&self) -> &Caller {
+        match self {
+            Self::Told(caller) | Self::Asked(caller) => caller,
+        }
     }
 }

@@ -7,7 +7,10 @@ use aws_sdk_sts::{
     types::{AssumedRoleUser, Credentials as Answer, Tag},
 };
 
-use super::{session::Session, token};
+use super::{
+    session::{Proof, Session},
+    token,
+};
 use crate::{
     aws::{
         client::{Clock, Connection},
@@ -187,8 +190,8 @@ impl Sts {
         let expiry = std::time::SystemTime::try_from(*answer.expiration()).ok()?;
         let (id, secret) = (answer.access_key_id(), answer.secret_access_key());
         let session = Session::temporary(id, secret, answer.session_token(), expiry)?;
-        let caller = user.and_then(|user| Caller::parse(user.arn()));
-        Some(Session { caller, ..session }).filter(|session| session.is_valid(self.clock.now()))
+        let proof = user.and_then(|user| Caller::parse(user.arn())).map(Proof::Told);
+        Some(Session { proof, ..session }).filter(|session| session.is_valid(self.clock.now()))
     }
 }
 
