@@ -2,5 +2,6 @@
 
 pub mod auth;
 pub mod client;
+mod file;
 pub mod iam;
 pub mod outcome;

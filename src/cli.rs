@@ -98,9 +98,9 @@ struct CheckArgs {
     #[arg(long)]
     shared_with_litellm: bool,
     /// How many pods will use this configuration, for the calls a day
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     replicas: u32,
-    /// Ask AWS: who is this, and may it read each secret? Nothing is changed
+    /// Ask AWS: who is this, and may it read each secret? Nothing is changed; outputs are not tried
     #[arg(long)]
     online: bool,
     /// Ask IAM as well about what cannot be tried: writes (iam:SimulatePrincipalPolicy)
@@ -115,17 +115,20 @@ struct CheckArgs {
 struct PolicyArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The account of the secrets, where no role of the configuration says it
+    /// The account of the pod's own role, and of the secrets where no role of the configuration says it
     #[arg(long, value_name = "ID", value_parser = account)]
     account: Option<Account>,
+    /// How the pod gets its credentials; by default as the environment says, else so that both ways of EKS work
+    #[arg(long, value_enum)]
+    identity: Option<policy::Way>,
     /// The OIDC provider of the cluster (aws eks describe-cluster), for IRSA
     #[arg(long, value_name = "URL")]
     oidc_provider: Option<String>,
     /// The service account of the pod, for IRSA
-    #[arg(long, value_name = "NAMESPACE:NAME")]
+    #[arg(long, value_name = "NAMESPACE:NAME", value_parser = service_account)]
     service_account: Option<String>,
     /// The ARN of a KMS key that secrets are encrypted with, where that is not AWS's own; may be repeated
-    #[arg(long = "kms-key", value_name = "ARN")]
+    #[arg(long = "kms-key", value_name = "ARN", value_parser = kms_key)]
     kms_keys: Vec<String>,
     /// Only this document, bare, for `aws iam --policy-document file://…`
     #[arg(long, value_enum)]
@@ -199,6 +202,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         Command::Policy(PolicyArgs {
             config,
             account,
+            identity,
             oidc_provider,
             service_account,
             kms_keys,
@@ -206,7 +210,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
             of,
             output,
         }) => {
-            let options = policy::Options { account, oidc_provider, service_account, kms_keys, document, of };
+            let options = policy::Options { account, identity, oidc_provider, service_account, kms_keys, document, of };
             policy::policy(&config.sources(), &options, output)
         }
         Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
@@ -291,6 +295,25 @@ fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
 
 fn account(text: &str) -> Result<Account, String> {
     Account::parse(text).ok_or_else(|| "expected twelve digits".to_owned())
+}
+
+fn kms_key(text: &str) -> Result<String, String> {
+    if policy::is_key_arn(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected the ARN of a key, such as arn:aws:kms:us-east-1:123456789012:key/…; an alias is no resource of a policy".to_owned())
+    }
+}
+
+/// Names of Kubernetes (RFC 1123): no wildcard, which a trust policy would take for one.
+fn service_account(text: &str) -> Result<String, String> {
+    let legal = |name: &str, more: &str| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || more.contains(c))
+    };
+    match text.split_once(':') {
+        Some((namespace, name)) if legal(namespace, "-") && legal(name, "-.") => Ok(text.to_owned()),
+        _ => Err("expected a namespace and a service account, such as my-app:keytide".to_owned()),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -120,6 +120,8 @@ pub struct Network {
     pub no_proxy: Option<String>,
     /// The certificates that are trusted instead of the system's: `SSL_CERT_FILE`.
     pub trusted: Option<PathBuf>,
+    /// The directories of such certificates, between colons: `SSL_CERT_DIR`.
+    pub trusted_directory: Option<PathBuf>,
     /// The certificates that are trusted beside those: `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
 }
@@ -480,20 +482,14 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mu
 
 fn choose_aws(config: &Path, ours: &Ours, theirs: &Theirs, findings: &mut Findings<'_>) -> Option<Aws> {
     let region = endpoints::region(config, &ours.aws, &theirs.aws, findings);
-    let reader = credentials::reader(&ours.aws, &theirs.aws, findings);
-    let writer = ours.writer.as_ref().map(|writer| {
-        if theirs.virtual_keys.is_none() {
-            findings.notice(&writer.place, "nobody writes: virtual keys are not stored (store_virtual_keys)");
-        }
-        credentials::writer(writer, &ours.aws, &theirs.aws, findings)
-    });
+    if let Some(writer) = ours.writer.as_ref().filter(|_| theirs.virtual_keys.is_none()) {
+        findings.notice(&writer.place, "nobody writes: virtual keys are not stored (store_virtual_keys)");
+    }
+    let identities = credentials::choose(&ours.aws, ours.writer.as_ref(), &theirs.aws, findings);
     let (endpoints, mut overrides) = endpoints::choose(region.as_deref(), &ours.aws, &theirs.aws, findings);
     let network = endpoints::network(&ours.aws, &mut overrides, findings);
-    let writer = match writer {
-        Some(writer) => Some(writer?),
-        None => None,
-    };
-    Some(Aws { region: region?, reader: reader?, writer, endpoints, network, overrides })
+    let (reader, writer) = identities?;
+    Some(Aws { region: region?, reader, writer, endpoints, network, overrides })
 }
 
 fn check_wholesale(
@@ -689,6 +685,19 @@ impl Identity {
     }
 }
 
+// === impl Token ===
+
+impl Token {
+    /// The same token, not a second copy of it.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        match self {
+            Self::File(file) => Self::File(file.clone()),
+            Self::Text(text) => Self::Text(text.share()),
+        }
+    }
+}
+
 // === impl Sources ===
 
 impl Sources {
@@ -702,12 +711,22 @@ impl Sources {
 // === impl Environment ===
 
 impl Environment {
-    /// The environment of this process; variables that are not UTF-8 are left out.
+    /// The environment of this process. Variables that are not UTF-8 are left out, but for those that decide who keytide is
+    /// and whom it trusts: what cannot be read of them is replaced, so that they are refused and not passed by.
     #[must_use]
     pub fn of_process() -> Self {
-        Self::from_pairs(
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-        )
+        let decides = |name: &str| {
+            name.starts_with("AWS_") || name.starts_with("SSL_CERT_") || name.to_ascii_lowercase().ends_with("_proxy")
+        };
+        Self::from_pairs(std::env::vars_os().filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            let value = match value.into_string() {
+                Ok(value) => value,
+                Err(value) if decides(&name) => value.to_string_lossy().into_owned(),
+                Err(_) => return None,
+            };
+            Some((name, value))
+        }))
     }
 
     /// An environment of these variables.
@@ -718,9 +737,11 @@ impl Environment {
     /// The same without the credentials of whoever sits at the keyboard: a policy is for a pod.
     #[must_use]
     pub fn without_personal_credentials(mut self) -> Self {
-        for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"] {
-            self.0.remove(name);
-        }
+        let personal = |name: &str| {
+            let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+            keys.contains(&name) || name.starts_with("AWS_PROFILE") || name.starts_with("AWS_CONTAINER_")
+        };
+        self.0.retain(|name, _| !personal(name));
         for name in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
             self.0.insert(name.to_owned(), "/nonexistent".to_owned());
         }

@@ -102,7 +102,7 @@ pub struct Report {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// It was not complete in time.
-    #[error("the first refresh was not complete within {} s; missing: {missing}", timeout.as_secs())]
+    #[error("the first refresh was not complete within {timeout:?}; missing: {missing}")]
     TooLate {
         /// The time limit.
         timeout: Duration,
@@ -240,7 +240,8 @@ impl Pull {
             let requests = if retry { progress.failing.clone() } else { self.mapping.requests() };
             let began = Instant::now();
             let limit = self.refresh.call_timeout.saturating_mul(u32::try_from(requests.len()).unwrap_or(u32::MAX));
-            self.health.due("pull", began + limit + self.refresh.call_timeout);
+            let identity = self.source.as_ref().map_or(1, |reader| reader.auth.most_calls());
+            self.health.due("pull", began + limit + self.refresh.call_timeout.saturating_mul(identity));
             let snapshot = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),

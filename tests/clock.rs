@@ -141,6 +141,7 @@ impl Scene {
                     proxy: None,
                     no_proxy: None,
                     trusted: None,
+                    trusted_directory: None,
                     ca_bundle: None,
                 },
                 overrides: Vec::new(),

@@ -76,7 +76,11 @@ fn the_commands_of_the_documents_can_be_typed() {
             };
             let arguments: Vec<&str> =
                 words[at..].iter().copied().take_while(|word| !matches!(*word, "&" | ">" | "|" | "#")).collect();
-            let arguments = arguments.iter().map(|word| if *word == "$ACCOUNT" { "123456789012" } else { word });
+            let arguments = arguments.iter().map(|word| match *word {
+                "$ACCOUNT" => "123456789012",
+                "$NAMESPACE:$SERVICE_ACCOUNT" => "my-app:my-app",
+                word => word,
+            });
             if let Err(error) = keytide::cli::Cli::try_parse_from(arguments) {
                 panic!("{line}\n{error}");
             }

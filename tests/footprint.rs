@@ -16,13 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keytide_emulator::{Emulator, Seed, User};
+use keytide_emulator::{Emulator, Role, Seed, Statement, Tls, User};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const LARGEST_BINARY: u64 = 10_000_000;
 const LARGEST_IDLE_KIB: u64 = 12 * 1024;
 const LARGEST_FOR_MANY_KIB: u64 = 10 * 1024;
+const LARGEST_WITH_TLS_KIB: u64 = 16 * 1024;
 const FLAT_KIB: u64 = 1024;
 /// The one that does everything, and the one that reads the file system's events, which notify has of its own.
 const MOST_THREADS: usize = 2;
@@ -54,10 +55,17 @@ struct Memory {
 impl Daemon {
     /// Starts `keytide run` with these lines about its keys, and waits for the first file.
     fn start(aws: &Emulator, keys: &str) -> Self {
+        let User { access_key_id, secret_access_key, .. } = User::default();
+        let environment = [("AWS_ACCESS_KEY_ID", access_key_id), ("AWS_SECRET_ACCESS_KEY", secret_access_key)];
+        Self::start_as(aws, "region: us-east-1", keys, environment)
+    }
+
+    /// The same, with these settings of AWS and this environment beside the endpoint.
+    fn start_as<const N: usize>(aws: &Emulator, settings: &str, keys: &str, environment: [(&str, String); N]) -> Self {
         let directory = TempDir::with_prefix_in("keytide-footprint-", "/dev/shm").expect("needs a tmpfs at /dev/shm");
         let path = |name: &str| directory.path().join(name);
         let config = format!(
-            "keytide:\n  aws: {{region: us-east-1}}\n{keys}  refresh: {{interval: 1h}}\n  outputs:\n    - env_file: {{path: {}, format: posix}}\n  http: {{listen: \"127.0.0.1:0\"}}\n  admin: {{socket: {}}}\n",
+            "keytide:\n  aws: {{{settings}}}\n{keys}  refresh: {{interval: 1h}}\n  outputs:\n    - env_file: {{path: {}, format: posix}}\n  http: {{listen: \"127.0.0.1:0\"}}\n  admin: {{socket: {}}}\n",
             path("env/keys.env").display(),
             path("admin.sock").display()
         );
@@ -65,14 +73,12 @@ impl Daemon {
         fs::write(path("keytide.yaml"), config).unwrap();
         fs::set_permissions(path("keytide.yaml"), fs::Permissions::from_mode(0o600)).unwrap();
         let log = fs::File::create(path("log")).unwrap();
-        let User { access_key_id, secret_access_key, .. } = User::default();
         let child = Command::new(binary())
             .args(["run", "--config"])
             .arg(path("keytide.yaml"))
             .env_clear()
             .env("AWS_ENDPOINT_URL", aws.url())
-            .env("AWS_ACCESS_KEY_ID", access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", secret_access_key)
+            .envs(environment)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -105,11 +111,16 @@ impl Daemon {
 
     /// Refreshes so many times, one after the other.
     fn refresh(&mut self, aws: &Emulator, times: usize) {
+        self.refresh_by(aws, times, ("GetSecretValue", 1));
+    }
+
+    /// The same, where a refresh is so many calls of this action.
+    fn refresh_by(&mut self, aws: &Emulator, times: usize, (action, calls): (&str, usize)) {
         for _ in 0..times {
             aws.clear_requests();
             let id = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
             kill_process(id, Signal::HUP).unwrap();
-            self.until("a refresh", || aws.count("GetSecretValue") > 0);
+            self.until("a refresh", || aws.count(action) >= calls);
         }
     }
 
@@ -163,12 +174,17 @@ fn say(line: &str) {
 /// An AWS with separate secrets, and the lines that ask for each.
 fn separate(count: usize) -> (Emulator, String) {
     let aws = Emulator::start().unwrap();
+    let keys = separate_in(&aws, count);
+    (aws, keys)
+}
+
+fn separate_in(aws: &Emulator, count: usize) -> String {
     let mut keys = String::from("  keys:\n");
     for n in 0..count {
         aws.put(&format!("app/key-{n:04}"), &format!("sk-{n:045}"));
         writeln!(keys, "    - {{name: KEY_{n:04}, secret: app/key-{n:04}}}").unwrap();
     }
-    (aws, keys)
+    keys
 }
 
 /// An AWS with JSON secrets of 200 members, and the lines that ask for each member.
@@ -236,6 +252,42 @@ fn a_hundred_keys_are_kept_in_little_memory_and_many_in_a_little_more() {
             "5,000 keys, {what}: {first:?} KiB, later {many:?}, {more} more; limit {LARGEST_FOR_MANY_KIB} more"
         ));
         assert!(more <= LARGEST_FOR_MANY_KIB, "{what}: {many:?}, {idle:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the release binary: ./tests/run footprint"]
+fn memory_with_tls_to_both_services_stays_small() {
+    const ROLE: &str = "arn:aws:iam::123456789012:role/keytide";
+    const BATCHES: (&str, usize) = ("BatchGetSecretValue", 100 / 20);
+    let reads = Statement::new(["secretsmanager:GetSecretValue", "secretsmanager:BatchGetSecretValue"], ["*"]);
+    let seed = Seed::default().role(Role::new("keytide").allow(reads).trusts_web_identity());
+    let aws = Emulator::start_tls(seed, ([127, 0, 0, 1], 0).into(), &Tls::new()).unwrap();
+    let keys = separate_in(&aws, 100);
+    let files = TempDir::with_prefix_in("keytide-footprint-", "/dev/shm").expect("needs a tmpfs at /dev/shm");
+    let write = |name: &str, content: &str| {
+        fs::write(files.path().join(name), content).unwrap();
+        files.path().join(name).display().to_string()
+    };
+    let environment = [
+        ("AWS_ROLE_ARN", ROLE.to_owned()),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", write("token", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJwb2QifQ.c2lnbmF0dXJl")),
+        ("AWS_CA_BUNDLE", write("ca.pem", aws.ca_pem().unwrap())),
+    ];
+    let mut daemon = Daemon::start_as(&aws, &format!("region: us-east-1, expect_role: \"{ROLE}\""), &keys, environment);
+    assert_eq!(daemon.keys(), 100);
+    for action in ["AssumeRoleWithWebIdentity", "GetCallerIdentity"] {
+        assert_eq!(aws.count(action), 1, "{action}");
+    }
+    let first = daemon.memory();
+    daemon.refresh_by(&aws, 200, BATCHES);
+    let later = daemon.memory();
+    say(&format!(
+        "100 separate keys over TLS, by a web identity that is proved: {first:?} KiB, after 200 refreshes {later:?}; \
+         limit {LARGEST_WITH_TLS_KIB}"
+    ));
+    for memory in [first, later] {
+        assert!(memory.resident <= LARGEST_WITH_TLS_KIB, "{memory:?}");
     }
 }
 

@@ -11,7 +11,6 @@ mod sts;
 mod token;
 
 use std::{
-    collections::VecDeque,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -36,6 +35,7 @@ use crate::{
         snapshot::{Problem, Reason},
     },
     metrics::{CallOutcome, Metrics},
+    plan::policy,
 };
 
 /// Credentials are renewed this long before they end, or after four fifths of their life if that is later.
@@ -79,10 +79,20 @@ struct World {
 enum Way {
     Static(StaticKeys),
     Profile(Profile),
-    WebIdentity { role: Role, token: Token },
+    WebIdentity {
+        role: Role,
+        token: Token,
+    },
     Container(Container),
     Instance(SocketAddr),
-    Role { role: Role, before: Arc<Auth>, probe: bool },
+    Role {
+        role: Role,
+        /// True if its sessions carry tags, of its own or inherited ones.
+        tagged: bool,
+        before: Arc<Auth>,
+        /// True if the one before is perhaps that role already.
+        probe: bool,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +137,8 @@ impl Auth {
         let sts = Sts::new(&connection, endpoints);
         let world = Arc::new(World { sts, connection });
         // Whoever has exchanged a token knows which role that is.
-        let ambient = !matches!(base, Credentials::WebIdentity { .. });
+        let mut probe = !matches!(base, Credentials::WebIdentity { .. });
+        let tagged = policy::tagged(&roles, matches!(base, Credentials::Container(_)));
         let base = match base {
             Credentials::Static(keys) => Way::Static(keys),
             Credentials::Profile(profile) => Way::Profile(profile),
@@ -136,16 +147,15 @@ impl Auth {
             Credentials::Instance(address) => Way::Instance(address),
             Credentials::Missing => return Err(Problem::new(Reason::Identity, "no AWS credentials")),
         };
-        let mut roles = VecDeque::from(roles);
+        let mut roles = roles.into_iter().zip(tagged).peekable();
         let mut way = base;
-        let mut probe = ambient;
         loop {
-            let last = roles.is_empty();
+            let last = roles.peek().is_none();
             let expected = if last { expected.clone() } else { Expected::default() };
             let hop = Arc::new(Self { way, expected, world: Arc::clone(&world), last, cache: Mutex::default() });
-            let Some(role) = roles.pop_front() else { return Ok(hop) };
+            let Some((role, tagged)) = roles.next() else { return Ok(hop) };
             // Tags are part of a session that STS makes, so there a session is always made.
-            way = Way::Role { probe: probe && role.session_tags.is_empty(), role, before: hop };
+            way = Way::Role { probe: probe && role.session_tags.is_empty(), role, tagged, before: hop };
             probe = false;
         }
     }
@@ -171,7 +181,7 @@ impl Auth {
     pub fn role(&self) -> Option<&RoleArn> {
         match &self.way {
             Way::WebIdentity { role, .. } | Way::Role { role, .. } => Some(&role.arn),
-            Way::Static(_) | Way::Profile(_) | Way::Container(_) | Way::Instance(_) => None,
+            Way::Static(_) | Way::Profile(_) | Way::Container(_) | Way::Instance(_) => self.expected.role.as_ref(),
         }
     }
 
@@ -219,6 +229,17 @@ impl Auth {
         }
     }
 
+    /// How many calls it takes at the most until there are credentials: each has its own time limit.
+    #[must_use]
+    pub fn most_calls(&self) -> u32 {
+        match &self.way {
+            Way::Static(_) => 1,
+            Way::Profile(_) => 8,
+            Way::WebIdentity { .. } | Way::Container(_) | Way::Instance(_) => 2,
+            Way::Role { before, .. } => before.most_calls().saturating_add(3),
+        }
+    }
+
     /// The identity in the words of an error message.
     #[must_use]
     pub fn who(&self) -> String {
@@ -240,8 +261,11 @@ impl Auth {
             let paused = cache.renewed.is_some_and(|at| at.elapsed() < PAUSE);
             if let Some(session) = cache.session.as_ref().filter(|session| session.is_valid(now)) {
                 let due = cache.rejected || cache.renew_at.is_some_and(|at| at <= now);
-                if !due || paused {
-                    return Ok(session.clone());
+                match cache.failed.as_ref().filter(|_| cache.rejected && paused) {
+                    // AWS does not accept what there is, and there is nothing else yet.
+                    Some((_, problem)) => return Err(problem.clone()),
+                    None if !due || paused => return Ok(session.clone()),
+                    None => {}
                 }
             }
             if let Some((_, problem)) = cache.failed.as_ref().filter(|(at, _)| at.elapsed() < SHARED) {
@@ -288,10 +312,11 @@ impl Auth {
             Way::Static(keys) => Ok(Session::of_keys(keys)),
             Way::Profile(profile) => {
                 let profile::Resolved { base, roles } = profile::resolve(profile).await?;
+                let from_agent = matches!(base, Base::Container(_));
                 let mut session = self.begin(base, cache).await?;
                 let mut who = self.who();
-                for role in roles {
-                    let assumed = self.world.sts.assume_role(&role, &session.credentials, &who).await;
+                for (role, tagged) in roles.iter().zip(policy::tagged(&roles, from_agent)) {
+                    let assumed = self.world.sts.assume_role(role, tagged, &session.credentials, &who).await;
                     session = assumed.map_err(|refusal| refusal.problem)?;
                     who = format!("role {}", role.arn);
                 }
@@ -300,12 +325,12 @@ impl Auth {
             Way::WebIdentity { role, token } => self.of_token(role, token, cache).await,
             Way::Container(container) => self.of_agent(container).await,
             Way::Instance(address) => self.of_node(*address).await,
-            Way::Role { role, before, probe } => {
+            Way::Role { role, tagged, before, probe } => {
                 let session = before.session().await?;
                 if *probe && let Some(session) = self.as_before(role, before, &session, cache).await? {
                     return Ok(session);
                 }
-                match self.world.sts.assume_role(role, &session.credentials, &before.who()).await {
+                match self.world.sts.assume_role(role, *tagged, &session.credentials, &before.who()).await {
                     Ok(session) => Ok(session),
                     Err(Refusal { problem, credentials_ended }) => {
                         if credentials_ended {

@@ -1,7 +1,7 @@
 //! One HTTP client for every service, its time limits, and the interceptor that counts each call.
 
 use std::{
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -47,7 +47,7 @@ use rustls::{
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::outcome;
+use super::{file, outcome};
 use crate::{
     config::{Aws, Network},
     domain::snapshot::Reason,
@@ -57,8 +57,11 @@ use crate::{
 /// A clock that differs by more is corrected; by less, it is left to those who keep the machine's.
 const FAR_MS: u64 = 4 * 60 * 1000;
 
-/// What the clients of all services share.
-#[derive(Debug, Clone)]
+/// More than twenty times what systems bring.
+const MOST_CERTIFICATES: u64 = 8 * 1024 * 1024;
+
+/// What the clients of all services share. Its `Debug` shows nothing: the HTTP client knows the proxy's password.
+#[derive(Clone)]
 pub struct Connection {
     config: SdkConfig,
     connector: SharedHttpConnector,
@@ -78,25 +81,15 @@ pub struct Clock {
 /// A setting of the network that cannot be used.
 #[derive(Debug, Error)]
 pub enum NetworkError {
-    /// A file of certificates that cannot be read.
-    #[error("failed to read the certificates of {} ({variable}): {error}", path.display())]
-    Read {
-        /// The variable that names it.
-        variable: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// A file that holds none, or one that is not a certificate.
+    /// Certificates that cannot be read, or are none.
     #[error("failed to use the certificates of {} ({variable}): {what}; expected PEM", path.display())]
     Certificates {
-        /// The variable that names it.
+        /// The variable that names them.
         variable: &'static str,
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong.
-        what: &'static str,
+        what: String,
     },
     /// A proxy whose URL cannot be one.
     #[error(
@@ -189,7 +182,7 @@ impl Connection {
 }
 
 fn connector(network: &Network) -> Result<SharedHttpConnector, NetworkError> {
-    let Network { connect_timeout, proxy, no_proxy, trusted, ca_bundle } = network;
+    let Network { connect_timeout, proxy, no_proxy, .. } = network;
     let settings = HttpConnectorSettings::builder().connect_timeout(*connect_timeout).build();
     let proxy = match proxy {
         // For https alone: plain http is for endpoints of this machine, and stays there.
@@ -204,19 +197,25 @@ fn connector(network: &Network) -> Result<SharedHttpConnector, NetworkError> {
         .sleep_impl(TokioSleep::new())
         .proxy_config(proxy)
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-        .tls_context(trust(trusted.as_deref(), ca_bundle.as_deref())?)
+        .tls_context(trust(network)?)
         .build();
     Ok(SharedHttpConnector::new(connector))
 }
 
-/// The certificates that are trusted. The TLS library reads the system's, or those of `SSL_CERT_FILE`, by itself; both
-/// files are looked at before, since the SDK ends the process over a bad certificate, and trusts nobody where a file holds
-/// none.
-fn trust(trusted: Option<&Path>, ca_bundle: Option<&Path>) -> Result<TlsContext, NetworkError> {
-    if let Some(path) = trusted {
-        certificates("SSL_CERT_FILE", path)?;
-    }
+/// The certificates that are trusted. What is named is read here, since the SDK ends the process over a bad certificate; what
+/// the system has, the TLS library reads.
+fn trust(network: &Network) -> Result<TlsContext, NetworkError> {
+    let Network { trusted, trusted_directory, ca_bundle, connect_timeout: _, proxy: _, no_proxy: _ } = network;
     let mut store = TrustStore::default();
+    if trusted.is_some() || trusted_directory.is_some() {
+        store = TrustStore::empty();
+    }
+    if let Some(path) = trusted {
+        store = store.with_pem_certificate(certificates("SSL_CERT_FILE", path)?);
+    }
+    if let Some(path) = trusted_directory {
+        store = store.with_pem_certificate(certificates_in("SSL_CERT_DIR", path)?);
+    }
     if let Some(path) = ca_bundle {
         store = store.with_pem_certificate(certificates("AWS_CA_BUNDLE", path)?);
     }
@@ -226,13 +225,40 @@ fn trust(trusted: Option<&Path>, ca_bundle: Option<&Path>) -> Result<TlsContext,
 /// A file of certificates, each of which is one.
 fn certificates(variable: &'static str, path: &Path) -> Result<Vec<u8>, NetworkError> {
     let wrong = |what| NetworkError::Certificates { variable, path: path.to_owned(), what };
-    let pem = std::fs::read(path).map_err(|error| NetworkError::Read { variable, path: path.to_owned(), error })?;
-    let mut store = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| wrong("a block that is not PEM"))?;
-        store.add(certificate).map_err(|_| wrong("a block that is not an X.509 certificate"))?;
+    let pem = file::read(path, MOST_CERTIFICATES).map_err(wrong)?;
+    check_certificates(&pem).map_err(|what| wrong(what.to_owned()))?;
+    Ok(pem)
+}
+
+/// The certificates of all files in these directories, as OpenSSL keeps them; other files may be there too.
+fn certificates_in(variable: &'static str, directories: &Path) -> Result<Vec<u8>, NetworkError> {
+    let wrong = |what: String| NetworkError::Certificates { variable, path: directories.to_owned(), what };
+    let mut all = Vec::new();
+    for directory in std::env::split_paths(directories) {
+        let entries = std::fs::read_dir(&directory).map_err(|error| wrong(error.kind().to_string()))?;
+        for entry in entries.flatten() {
+            let pem = file::read(&entry.path(), MOST_CERTIFICATES).ok().filter(|pem| check_certificates(pem).is_ok());
+            all.extend(pem.unwrap_or_default());
+            all.push(b'\n');
+        }
     }
-    if store.is_empty() { Err(wrong("there is no certificate in it")) } else { Ok(pem) }
+    check_certificates(&all).map_err(|what| wrong(what.to_owned()))?;
+    Ok(all)
+}
+
+fn check_certificates(pem: &[u8]) -> Result<(), &'static str> {
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|_| "a block in it is not PEM")?;
+        store.add(certificate).map_err(|_| "a block in it is not an X.509 certificate")?;
+    }
+    if store.is_empty() { Err("there is no certificate in it") } else { Ok(()) }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
 }
 
 // === impl Clock ===

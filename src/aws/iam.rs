@@ -73,10 +73,12 @@ async fn ask(
 ) -> Result<(u16, String), Problem> {
     let unbuilt = || Problem::new(Reason::Unknown, format!("failed to call {ACTION}: the request could not be built"));
     let region = connection.config().region().map(ToString::to_string).unwrap_or_default();
-    let (own, region) = global(&region).or_else(|| endpoint.map(|url| (url, "us-east-1"))).ok_or_else(|| {
-        let message = "the endpoint of IAM is not known in this partition: give it as aws.endpoint_url.iam";
-        Problem::new(Reason::Refused, format!("failed to call {ACTION}: {message}"))
-    })?;
+    let (own, region) = global(&region, connection.config().use_fips().unwrap_or(false))
+        .or_else(|| endpoint.map(|url| (url, "us-east-1")))
+        .ok_or_else(|| {
+            let message = "the endpoint of IAM is not known in this partition: give it as aws.endpoint_url.iam";
+            Problem::new(Reason::Refused, format!("failed to call {ACTION}: {message}"))
+        })?;
     let url = format!("{}/", endpoint.unwrap_or(own).trim_end_matches('/'));
     let identity = credentials.clone().into();
     let params = SigningParams::builder()
@@ -110,6 +112,9 @@ fn read(status: u16, text: &str, source: &str, who: &str) -> Result<Vec<Decision
         let failure = Failure::of_code(elements(text, "Code").next());
         let advice = match failure.reason {
             Reason::Denied => format!(": allow iam:{ACTION} on {source} to {who}, or leave --simulate out"),
+            _ if failure.code == "NoSuchEntity" => {
+                ": STS does not say the path of a role; give the whole ARN as expect_role".to_owned()
+            }
             _ => String::new(),
         };
         return Err(Problem::new(
@@ -128,21 +133,32 @@ fn read(status: u16, text: &str, source: &str, who: &str) -> Result<Vec<Decision
     Ok(decisions.collect())
 }
 
-/// The text inside each element of this name, where elements of one name do not nest. AWS escapes what is not markup.
+/// The text inside each outermost element of this name; elements of the same name may lie in it, as AWS's `member` does.
 fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let (open, close) = (format!("<{name}>"), format!("</{name}>"));
     let mut rest = xml;
     std::iter::from_fn(move || {
-        let (_, after) = rest.split_once(&open)?;
-        let (inside, behind) = after.split_once(&close)?;
-        rest = behind;
-        Some(inside)
+        let (_, inside) = rest.split_once(&open)?;
+        let (mut depth, mut length) = (1_u32, 0);
+        while depth > 0 {
+            let ahead = inside.get(length..)?;
+            let end = ahead.find(&close)?;
+            let (step, deeper) = match ahead.find(&open) {
+                Some(begin) if begin < end => (begin + open.len(), true),
+                _ => (end + close.len(), false),
+            };
+            depth = if deeper { depth + 1 } else { depth - 1 };
+            length += step;
+        }
+        rest = inside.get(length..)?;
+        inside.get(..length - close.len())
     })
 }
 
 /// IAM has one endpoint a partition, in one region (AWS General Reference, IAM endpoints).
-fn global(region: &str) -> Option<(&'static str, &'static str)> {
+fn global(region: &str, fips: bool) -> Option<(&'static str, &'static str)> {
     match partition_of(region) {
+        "aws" if fips => Some(("https://iam-fips.amazonaws.com", "us-east-1")),
         "aws" => Some(("https://iam.amazonaws.com", "us-east-1")),
         "aws-cn" => Some(("https://iam.cn-north-1.amazonaws.com.cn", "cn-north-1")),
         "aws-us-gov" => Some(("https://iam.us-gov.amazonaws.com", "us-gov-west-1")),
@@ -169,10 +185,16 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_and_a_refusal_is_told() {
-        let answer = "<R><EvaluationResults><member><EvalActionName>a:B</EvalActionName><EvalResourceName>*\
-                      </EvalResourceName><EvalDecision>implicitDeny</EvalDecision></member></EvaluationResults></R>";
-        let decision = Decision { action: "a:B".to_owned(), resource: "*".to_owned(), allowed: false };
-        assert_eq!(read(200, answer, "arn", "me").unwrap(), [decision]);
+        // As AWS documents it: members in members, and the decision behind them.
+        let answer = "<R><EvaluationResults><member><MatchedStatements><member><SourcePolicyId>p</SourcePolicyId></member>\
+                      <member/></MatchedStatements><MissingContextValues/><EvalResourceName>*</EvalResourceName>\
+                      <EvalDecision>allowed</EvalDecision><EvalActionName>a:B</EvalActionName></member><member>\
+                      <EvalActionName>a:C</EvalActionName><EvalResourceName>*</EvalResourceName>\
+                      <EvalDecision>explicitDeny</EvalDecision></member></EvaluationResults></R>";
+        let decision =
+            |action: &str, allowed| Decision { action: action.to_owned(), resource: "*".to_owned(), allowed };
+        assert_eq!(read(200, answer, "arn", "me").unwrap(), [decision("a:B", true), decision("a:C", false)]);
+        assert_eq!(read(200, "<member><member></member>", "arn", "me").unwrap(), []);
         let problem = read(403, "<E><Code>AccessDenied</Code></E>", "arn", "me").unwrap_err();
         assert_eq!(problem.reason, Reason::Denied);
         assert!(problem.message.contains("allow iam:SimulatePrincipalPolicy on arn to me"), "{problem}");

@@ -3,6 +3,8 @@
 //! Secrets Manager answers most failures with HTTP 400, so the code decides, never the status alone. The SDK's and AWS's
 //! own texts are not passed on: they may repeat what was sent.
 
+use std::error::Error as StdError;
+
 use aws_sdk_secretsmanager::operation::{
     batch_get_secret_value::BatchGetSecretValueError, get_secret_value::GetSecretValueError,
 };
@@ -20,6 +22,9 @@ use aws_types::request_id::RequestId;
 use rustls::CertificateError;
 
 use crate::domain::snapshot::{Problem, Reason};
+
+/// How a subject begins to say its stage.
+pub const STAGE: &str = " at stage ";
 
 /// The facts of a failed call that may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,12 +50,16 @@ impl Failure {
                 let status = service.raw().status().as_u16();
                 match service.err().code().and_then(printable) {
                     Some(code) => Self { reason: reason_of(&code), code, request_id },
+                    None if (200..300).contains(&status) => plain(Reason::Unavailable, "an answer that cannot be read"),
                     None => plain(Reason::Unavailable, &format!("HTTP status {status} without an error code")),
                 }
             }
             SdkError::TimeoutError(_) => plain(Reason::Unavailable, "no answer in time"),
             SdkError::DispatchFailure(failure) if tls_error(failure).is_some() => {
                 plain(Reason::Unavailable, tls_error(failure).unwrap_or_default())
+            }
+            SdkError::DispatchFailure(failure) if proxy_error(failure).is_some() => {
+                plain(Reason::Unavailable, proxy_error(failure).unwrap_or_default())
             }
             SdkError::DispatchFailure(failure) if failure.is_timeout() => {
                 plain(Reason::Unavailable, "no connection in time")
@@ -74,13 +83,24 @@ impl Failure {
     pub fn problem(&self, action: &str, subject: &str, who: &str) -> Problem {
         let Self { reason, code, request_id: _ } = self;
         let advice = match reason {
-            Reason::Denied => format!(": allow secretsmanager:{action} on it, and kms:Decrypt on its key if that is not AWS's own, to {who}"),
+            Reason::Denied => {
+                // AWS looks at the policies first, and a name that nobody has matches no policy that ends in -??????.
+                let allow = format!("allow secretsmanager:{action} on it, and kms:Decrypt on its key if that is not AWS's own, to {who}");
+                let foreign = if subject.contains("arn:") { ", in its own policy too where it is another account's" } else { "" };
+                format!(": {allow}{foreign}; or there is no such secret, which AWS then does not say")
+            }
             Reason::Absent if code == "InvalidRequestException" => {
                 ": the secret is scheduled for deletion, or managed by another service; restore it, or take it from the configuration".to_owned()
             }
+            Reason::Absent if subject.contains(STAGE) => {
+                ": no such secret for this account and region, or no version of it at this stage".to_owned()
+            }
             Reason::Absent => ": no such secret for this account and region; create it, or correct its name or the region".to_owned(),
             Reason::Identity => format!(": AWS does not accept the credentials of {who}"),
-            Reason::Clock => ": the clocks of this machine and of AWS differ too much; the next call allows for it".to_owned(),
+            Reason::Clock => format!(
+                ": the clocks of this machine and of AWS differ too much, which the next call allows for; or the secret access \
+                 key of {who} is wrong"
+            ),
             Reason::Throttled => ": AWS asks for fewer calls; retried with backoff".to_owned(),
             Reason::Refused => ": AWS refused the request, or cannot use the KMS key of the secret".to_owned(),
             _ => String::new(),
@@ -98,34 +118,47 @@ impl Failure {
 
 /// Why there is no TLS, if that is so. The TLS library's own words hold names and certificates.
 fn tls_error(failure: &DispatchFailure) -> Option<&'static str> {
-    let mut error: Option<&(dyn std::error::Error + 'static)> = Some(failure.as_connector_error()?);
-    while let Some(current) = error {
-        if let Some(tls) = current.downcast_ref::<rustls::Error>() {
-            return Some(match tls {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                    "no TLS: the server's certificate is of an issuer that is not trusted; AWS_CA_BUNDLE adds one"
-                }
-                rustls::Error::InvalidCertificate(
-                    CertificateError::Expired
-                    | CertificateError::ExpiredContext { .. }
-                    | CertificateError::NotValidYet
-                    | CertificateError::NotValidYetContext { .. },
-                ) => "no TLS: the server's certificate is not valid at this time",
-                rustls::Error::InvalidCertificate(
-                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-                ) => "no TLS: the server's certificate is for another name",
-                rustls::Error::InvalidCertificate(_) => "no TLS: the server's certificate is not valid",
-                _ => "no TLS: the server and keytide do not agree",
-            });
+    let tls = causes(failure).find_map(|error| error.downcast_ref::<rustls::Error>())?;
+    Some(match tls {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "no TLS: the server's certificate is of an issuer that is not trusted; AWS_CA_BUNDLE adds one"
         }
-        // The source of an I/O error is that of what it wraps, not what it wraps.
-        let wrapped = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        error = match wrapped {
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => "no TLS: the server's certificate is not valid at this time",
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "no TLS: the server's certificate is for another name",
+        rustls::Error::InvalidCertificate(_) => "no TLS: the server's certificate is not valid",
+        _ => "no TLS: the server and keytide do not agree",
+    })
+}
+
+/// What a proxy did, if it was one. The HTTP client does not show the type of this error, only its words, which are constant.
+fn proxy_error(failure: &DispatchFailure) -> Option<&'static str> {
+    causes(failure).find_map(|error| {
+        let words = error.to_string();
+        Some(match words.strip_prefix("tunnel error: ")? {
+            "failed to create underlying connection" => "no connection to the proxy",
+            "proxy authorization required" => "the proxy does not accept the user and password of its URL",
+            _ => "the proxy does not let keytide through",
+        })
+    })
+}
+
+/// The errors behind a failure. The source of an I/O error is that of what it wraps, not what it wraps.
+fn causes<'a>(failure: &'a DispatchFailure) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    let first = failure.as_connector_error().map(|error| -> &'a (dyn StdError + 'static) { error });
+    std::iter::successors(first, |error| {
+        let error: &'a (dyn StdError + 'static) = *error;
+        match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
-            None => current.source(),
-        };
-    }
-    None
+            None => error.source(),
+        }
+    })
 }
 
 /// The same classification for the interceptor, which sees the error before it has a type.
@@ -180,6 +213,7 @@ fn reason_of(code: &str) -> Reason {
         "ValidationException"
         | "ValidationError"
         | "InvalidParameterException"
+        | "InvalidParameterValue"
         | "LimitExceededException"
         | "EncryptionFailure"
         | "DecryptionFailure"

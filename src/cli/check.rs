@@ -24,6 +24,7 @@ use crate::{
         fan_out::{Ledger, Mapping},
         policy::{Need, Place, Policy, reads, writes},
     },
+    process,
     pull::timestamp,
     source::{self, secrets_manager::CallCount},
     telemetry,
@@ -45,6 +46,7 @@ struct Report {
     ok: bool,
     /// Why it would not.
     problems: Vec<String>,
+    /// What else somebody should know.
     notices: Vec<String>,
     region: String,
     /// How many keys the configuration names.
@@ -69,7 +71,7 @@ struct OutputReport {
 #[derive(Debug, Serialize)]
 struct Calls {
     replicas: u32,
-    interval_seconds: u64,
+    interval_seconds: f64,
     get_a_refresh: usize,
     batch_a_refresh: usize,
     a_day: u64,
@@ -123,6 +125,9 @@ struct NeedReport {
     verdict: &'static str,
 }
 
+/// How problems begin.
+const RUN: &str = "`run` would fail";
+const STORING: &str = "virtual keys could not be stored";
 /// `GetSecretValue` with `DescribeSecret` (AWS Secrets Manager, quotas).
 const GETS_A_SECOND: u32 = 10_000;
 /// `BatchGetSecretValue`, which AWS does not raise.
@@ -130,6 +135,7 @@ const BATCHES_A_SECOND: u32 = 100;
 
 /// Loads the configuration as `run` does, and says what it means.
 pub(super) fn check(sources: &Sources, asked: Asked, form: Form) -> Exit {
+    process::protect();
     let environment = Environment::of_process();
     let loaded = config::load(sources, &environment).and_then(|config| {
         let more =
@@ -144,17 +150,22 @@ pub(super) fn check(sources: &Sources, asked: Asked, form: Form) -> Exit {
         }
     };
     config.notices.extend(shared);
+    if asked.simulate && config.virtual_keys.is_none() {
+        config
+            .notices
+            .push("--simulate has nothing to ask: no virtual keys are stored, and reads are tried".to_owned());
+    }
     let mut report = Report::of(&config, asked.replicas);
     let idle = Mapping::new(config.keys.clone(), config.wholesale.clone()).requests().is_empty();
     if let Some(missing) = config.aws.reader.missing().filter(|_| asked.online || !idle) {
-        report.problems.push(missing.to_owned());
+        report.problems.push(format!("{RUN}: {missing}"));
     } else if asked.online {
         match block_on(online(config, asked.simulate)).map_err(anyhow::Error::from).flatten() {
             Ok((online, problems)) => {
                 report.problems.extend(problems);
                 report.online = Some(online);
             }
-            Err(error) => report.problems.push(format!("{error:#}")),
+            Err(error) => report.problems.push(format!("{RUN}: {error:#}")),
         }
     }
     report.ok = report.problems.is_empty();
@@ -162,8 +173,10 @@ pub(super) fn check(sources: &Sources, asked: Asked, form: Form) -> Exit {
         Form::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report).unwrap_or_default())),
         Form::Text => print(&lines_of(&report.lines())),
     };
-    if !report.ok && form == Form::Text {
-        complain(&format!("`run` would fail: {}", report.problems.join("\nkeytide: ")));
+    if form == Form::Text {
+        for problem in &report.problems {
+            complain(problem);
+        }
     }
     if report.ok { shown } else { Exit::Failed }
 }
@@ -180,16 +193,18 @@ async fn online(config: Config, simulate: bool) -> anyhow::Result<(Online, Vec<S
     let mut online = Online::default();
     let mut problems = Vec::new();
 
-    let caller = prove(&reader.auth, statuses.0, &mut online.reader, &mut problems).await;
+    let reading = prove(&reader.auth, statuses.0, RUN, &mut online.reader, &mut problems).await;
     // Who reads also writes, unless somebody else does.
-    let (who_writes, writing_caller) = match (&writer, statuses.1) {
-        (Some(writer), Some(status)) => (writer, prove(writer, status, &mut online.writer, &mut problems).await),
-        _ => (&reader.auth, caller.clone()),
+    let (who_writes, writing) = match (&writer, statuses.1) {
+        (Some(writer), Some(status)) => {
+            (writer, prove(writer, status, STORING, &mut online.writer, &mut problems).await)
+        }
+        _ => (&reader.auth, reading.clone()),
     };
     let who_writes = Arc::clone(who_writes);
     let mut denied = Vec::new();
-    if let Some(caller) = caller {
-        let place = Place { region: &region, account: Some(caller.account()) };
+    if let Some(caller) = reading {
+        let place = Place { region: &region, account: caller.as_ref().map(Caller::account) };
         let mapping = Mapping::new(keys, wholesale);
         let snapshot = reader.source.read(&mapping.requests()).await;
         for (request, answer) in &snapshot {
@@ -204,32 +219,39 @@ async fn online(config: Config, simulate: bool) -> anyhow::Result<(Online, Vec<S
         let skip = refresh.on_missing == OnMissing::Skip;
         let mut ledger = Ledger::recovered(&mapping, BTreeMap::new(), BTreeMap::new());
         ledger.apply(&mapping, snapshot, false);
-        problems.extend(ledger.missing(&mapping, skip).into_iter().map(|(what, problem)| format!("{what}: {problem}")));
+        let missing = ledger.missing(&mapping, skip);
+        problems.extend(missing.into_iter().map(|(what, problem)| format!("{RUN}: {what}: {problem}")));
     }
-    if let (Some(caller), Some(VirtualKeys { prefix, replica_regions, kms_key_id: _ })) = (writing_caller, virtual_keys)
+    if let (Some(Some(caller)), Some(VirtualKeys { prefix, replica_regions, kms_key_id: _ })) = (writing, virtual_keys)
     {
         let place = Place { region: &region, account: Some(caller.account()) };
         let needs = writes(&prefix, !replica_regions.is_empty(), &place);
-        let decisions = if simulate {
-            match ask_iam(&connection, endpoints.iam.as_deref(), &who_writes, &caller, &needs).await {
-                Ok(decisions) => decisions,
-                Err(problem) => {
-                    problems.push(problem.message);
-                    Vec::new()
-                }
-            }
+        let asked = if simulate {
+            Some(ask_iam(&connection, endpoints.iam.as_deref(), &who_writes, &caller, &needs).await)
         } else {
-            Vec::new()
+            None
+        };
+        let decisions = match asked.transpose() {
+            Ok(decisions) => decisions,
+            Err(problem) => {
+                problems.push(format!("{STORING}, as far as can be told: {problem}"));
+                None
+            }
         };
         for need in needs {
-            let verdict = match decisions.iter().find(|decision| decision.action == need.action) {
+            let Need { action, resource } = &need;
+            let decision = decisions.as_ref().map(|all| all.iter().find(|decision| decision.action == *action));
+            let verdict = match decision {
                 None => "not_provable",
-                Some(decision) if decision.allowed => "allowed",
-                Some(_) => {
-                    problems
-                        .push(format!("the policies of {caller} do not allow {} on {}", need.action, need.resource));
+                Some(Some(decision)) if decision.allowed => "allowed",
+                Some(Some(_)) => {
+                    problems.push(format!("{STORING}: the policies of {caller} do not allow {action} on {resource}"));
                     denied.push(need.clone());
                     "denied"
+                }
+                Some(None) => {
+                    problems.push(format!("{STORING}: the answer of SimulatePrincipalPolicy says nothing of {action}"));
+                    "not_provable"
                 }
             };
             online.writes.push(NeedReport { action: need.action, resource: need.resource, verdict });
@@ -239,29 +261,37 @@ async fn online(config: Config, simulate: bool) -> anyhow::Result<(Online, Vec<S
     Ok((online, problems))
 }
 
+/// Proves that there are credentials, and says whose they are; the inner one is none where only that could not be asked.
 async fn prove(
     auth: &Auth,
     status: IdentityStatus,
+    without: &str,
     report: &mut Option<IdentityStatus>,
     problems: &mut Vec<String>,
-) -> Option<Caller> {
-    match auth.caller().await {
-        Ok(caller) => {
-            let known = auth.known().await;
-            *report = Some(IdentityStatus {
-                account: Some(caller.account().to_string()),
-                caller: Some(caller.to_string()),
-                expires: known.expires_at.and_then(timestamp),
-                token_expires: known.token_expires_at.and_then(timestamp),
-                ..status
-            });
-            Some(caller)
-        }
-        Err(problem) => {
-            problems.push(problem.message);
-            None
-        }
+) -> Option<Option<Caller>> {
+    let status = report.insert(status);
+    if let Err(problem) = auth.ready().await {
+        problems.push(format!("{without}: {problem}"));
+        return None;
     }
+    let known = auth.known().await;
+    let caller = match known.caller {
+        Some(caller) => Some(caller),
+        None => match auth.caller().await {
+            Ok(caller) => Some(caller),
+            Err(problem) if problem.reason == Reason::Identity => {
+                problems.push(format!("{without}: {problem}"));
+                return None;
+            }
+            // Nobody needs to know who reads, but for whom it may be.
+            Err(_) => None,
+        },
+    };
+    status.account = caller.as_ref().map(|caller| caller.account().to_string());
+    status.caller = caller.as_ref().map(Caller::to_string);
+    status.expires = known.expires_at.and_then(timestamp);
+    status.token_expires = known.token_expires_at.and_then(timestamp);
+    Some(caller)
 }
 
 /// Asks IAM about a secret below the prefix that there is not.
@@ -318,7 +348,7 @@ impl Report {
 
     /// For people: readable in ten seconds.
     fn lines(&self) -> Vec<String> {
-        let Self { ok, problems: _, notices, region, keys, wholesale, outputs, calls, online } = self;
+        let Self { ok: _, problems, notices, region, keys, wholesale, outputs, calls, online } = self;
         let mut lines: Vec<String> = notices.iter().map(|notice| format!("note: {notice}")).collect();
         let mut line = |name: &str, text: String| lines.push(format!("{name:<10} {text}").trim_end().to_owned());
         line("region", region.clone());
@@ -326,6 +356,9 @@ impl Report {
             for (name, identity) in [("identity", reader), ("writer", writer)] {
                 for (i, text) in identity.iter().flat_map(identity_lines).enumerate() {
                     line(if i == 0 { name } else { "" }, text);
+                }
+                if identity.as_ref().is_some_and(|identity| identity.caller.is_none()) {
+                    line("", "NOT PROVED".to_owned());
                 }
             }
             for SecretReport { secret, stage, result, message: _ } in secrets {
@@ -358,14 +391,17 @@ impl Report {
             line("", format!("all members of secret {secret}"));
         }
         for OutputReport { name, kind, path } in outputs {
-            line("output", format!("{name} ({kind}) {path}"));
+            let tried = if online.is_some() { ", not tried" } else { "" };
+            line("output", format!("{name} ({kind}) {path}{tried}"));
         }
         for (i, text) in calls.lines().into_iter().enumerate() {
             line(if i == 0 { "calls" } else { "" }, text);
         }
-        if *ok {
-            lines.push("valid".to_owned());
-        }
+        lines.push(match problems.len() {
+            0 => "valid".to_owned(),
+            1 => "NOT valid: 1 problem".to_owned(),
+            many => format!("NOT valid: {many} problems"),
+        });
         lines
     }
 }
@@ -387,10 +423,10 @@ impl SecretReport {
 
 impl Calls {
     fn of(CallCount { get, batch }: CallCount, interval: Duration, sts_a_day: u64, replicas: u32) -> Self {
-        let seconds = interval.as_secs().max(1);
-        let whole = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let pods = u64::from(replicas);
-        let a_day = whole(get + batch).saturating_mul(86_400).div_ceil(seconds).saturating_mul(pods);
+        let milliseconds = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
+        let calls = u64::try_from(get + batch).unwrap_or(u64::MAX);
+        let a_day = calls.saturating_mul(86_400_000).div_ceil(milliseconds).saturating_mul(pods);
         let share = |quota, count: usize, a_second: u32| {
             let at_once = f64::from(u32::try_from(count).unwrap_or(u32::MAX)) * f64::from(replicas);
             let percent = |calls_a_second: f64| (calls_a_second / f64::from(a_second) * 1e6).round() / 1e4;
@@ -407,7 +443,7 @@ impl Calls {
         ];
         Self {
             replicas,
-            interval_seconds: seconds,
+            interval_seconds: interval.as_secs_f64(),
             get_a_refresh: get,
             batch_a_refresh: batch,
             a_day,
@@ -434,8 +470,11 @@ impl Calls {
              month; about {sts_a_day} to STS a day"
         )];
         for Share { quota, a_second, on_average, all_at_once } in quotas {
+            let on_average = if *on_average < 0.01 { "less than 0.01".to_owned() } else { on_average.to_string() };
+            let too_many = if *all_at_once > 100.0 { ": do not start them all at once" } else { "" };
             lines.push(format!(
-                "{on_average} % of AWS's quota of {quota} ({a_second} a second), {all_at_once} % if all pods refresh at once"
+                "{on_average} % of AWS's quota of {quota} ({a_second} a second), {all_at_once} % if all pods refresh at \
+                 once{too_many}"
             ));
         }
         lines

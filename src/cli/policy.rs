@@ -8,7 +8,7 @@ use crate::{
     domain::identity::{Account, Role, RoleArn, partition_of},
     plan::{
         fan_out::Mapping,
-        policy::{ACCOUNT, Need, Place, Policy, Trusted, assumes, reads, writes},
+        policy::{ACCOUNT, Need, Place, Policy, Trusted, assumes, reads, tagged, writes},
     },
     source,
 };
@@ -17,11 +17,23 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Options {
     pub(super) account: Option<Account>,
+    pub(super) identity: Option<Way>,
     pub(super) oidc_provider: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) kms_keys: Vec<String>,
     pub(super) document: Option<Kind>,
     pub(super) of: Option<String>,
+}
+
+/// How the pod gets its credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Way {
+    /// By the service account's token and the cluster's OIDC provider.
+    Irsa,
+    /// By an association of the service account.
+    PodIdentity,
+    /// Otherwise, such as static keys.
+    Other,
 }
 
 /// The kinds of documents.
@@ -59,11 +71,18 @@ struct Document {
 
 /// How the first identity of a chain is called for `--of`.
 const BASE: &str = "base";
-const OIDC_PROVIDER: &str = "OIDC_PROVIDER";
-const SERVICE_ACCOUNT: &str = "NAMESPACE:SERVICE_ACCOUNT";
-const PRINCIPAL: &str = "ARN_OF_THE_ROLE_OR_USER_BEFORE";
+const OIDC_PROVIDER: &str = "<OIDC_PROVIDER>";
+const SERVICE_ACCOUNT: &str = "<NAMESPACE:NAME>";
+const PRINCIPAL: &str = "<ARN_OF_THE_ONE_BEFORE>";
+/// What stands in a document where nobody said it, and what says it.
+const PLACEHOLDERS: [(&str, &str); 4] = [
+    (ACCOUNT, "give --account"),
+    (OIDC_PROVIDER, "give --oidc-provider"),
+    (SERVICE_ACCOUNT, "give --service-account"),
+    (PRINCIPAL, "put in the ARN of the role or user that assumes this role, which the configuration does not say"),
+];
 
-/// Prints the documents.
+/// Prints the documents. A bare one in which something is left to fill in ends with 1, so that nobody pipes it into AWS.
 pub(super) fn policy(sources: &Sources, options: &Options, form: Form) -> Exit {
     let config = match config::load(sources, &Environment::of_process().without_personal_credentials()) {
         Ok(config) => config,
@@ -72,65 +91,84 @@ pub(super) fn policy(sources: &Sources, options: &Options, form: Form) -> Exit {
             return Exit::Usage;
         }
     };
-    let region = config.aws.region.clone();
-    let kms_key_id = config.virtual_keys.as_ref().and_then(|keys| keys.kms_key_id.clone());
     let holders = holders(&config, options);
-    let first = holders.first().map(|holder| holder.name.clone());
-    let mut documents = Vec::new();
-    for Holder { name, needs, reads, writes, trust } in holders {
-        let mut keys = options.kms_keys.clone();
-        keys.extend(kms_key_id.iter().filter(|id| writes && id.starts_with("arn:")).cloned());
-        let keys = if reads || writes { keys.as_slice() } else { &[] };
-        let permissions = Policy::allowing(&needs).with_keys(keys, writes, &region);
-        if !permissions.is_empty() {
-            documents.push(Document { of: name.clone(), kind: Kind::Permissions, policy: permissions });
+    let first = holders.first().map(|holder| holder.name.clone()).unwrap_or_default();
+    let all = documents(holders, &config, options);
+    let of_kind = |document: &&Document| options.document.is_none_or(|kind| kind == document.kind);
+    let of = options.of.as_deref().map(|of| if of == BASE { first.as_str() } else { of });
+    let chosen: Vec<&Document> =
+        all.iter().filter(of_kind).filter(|document| of.is_none_or(|of| of == document.of)).collect();
+    let text = match (form, &chosen[..]) {
+        (_, []) => return none_or_several("there is no such document", all.iter().filter(of_kind), &first),
+        (Form::Json, chosen) => pretty(&chosen),
+        (Form::Text, [document]) if options.document.is_some() => pretty(&document.policy),
+        (Form::Text, _) if options.document.is_some() => {
+            return none_or_several("several have such a document", chosen.into_iter(), &first);
         }
-        documents.extend(trust.into_iter().map(|(kind, policy)| Document { of: name.clone(), kind, policy }));
-    }
-    documents.retain(|document| {
-        options.document.is_none_or(|kind| kind == document.kind)
-            && options
-                .of
-                .as_ref()
-                .is_none_or(|of| *of == document.of || (of == BASE && first.as_ref() == Some(&document.of)))
-    });
-    let bare = options.document.is_some();
-    let text = match (form, &documents[..]) {
-        (_, []) => {
-            complain("there is no such document for this configuration; without --document and --of, all are shown");
-            return Exit::Usage;
-        }
-        (Form::Json, documents) => pretty(&documents),
-        (Form::Text, [document]) if bare => pretty(&document.policy),
-        (Form::Text, several) if bare => {
-            let names: Vec<&str> = several.iter().map(|document| document.of.as_str()).collect();
-            complain(&format!(
-                "several identities have such a document; choose with --of: {BASE}, or one of {}",
-                names.join(", ")
-            ));
-            return Exit::Usage;
-        }
-        (Form::Text, documents) => {
-            let shown = documents
+        (Form::Text, chosen) => {
+            let shown = chosen
                 .iter()
                 .map(|Document { of, kind, policy }| format!("# {of}: {}\n{}", kind.title(), pretty(policy)));
             shown.collect::<Vec<_>>().join("\n")
         }
     };
-    for (placeholder, option) in [
-        (ACCOUNT, "--account"),
-        (OIDC_PROVIDER, "--oidc-provider"),
-        (SERVICE_ACCOUNT, "--service-account"),
-        (PRINCIPAL, "the ARN by hand: the configuration does not say whose keys they are"),
-    ] {
-        if text.contains(placeholder) {
-            complain(&format!("{placeholder} stands for what the configuration does not say: give {option}"));
-        }
+    let mut whole = true;
+    for (placeholder, advice) in PLACEHOLDERS.iter().filter(|(placeholder, _)| text.contains(placeholder)) {
+        complain(&format!("{placeholder} stands for what the configuration does not say: {advice}"));
+        whole = false;
     }
-    if let Some(id) = kms_key_id.filter(|id| !id.starts_with("arn:")) {
+    if let Some(id) = alias(&config).filter(|_| options.kms_keys.is_empty()) {
         complain(&format!("give the ARN of the KMS key {id} as --kms-key: a policy cannot name it otherwise"));
     }
-    print(&text)
+    if let Credentials::Profile(profile) = &config.aws.reader.base {
+        complain(&format!("the roles of profile {} are in AWS's files: they are not looked at here", profile.name));
+    }
+    let shown = print(&text);
+    if whole || options.document.is_none() { shown } else { Exit::Failed }
+}
+
+/// Says between whom to choose.
+fn none_or_several<'a>(what: &str, documents: impl Iterator<Item = &'a Document>, first: &str) -> Exit {
+    let line = |document: &Document| {
+        let base = if document.of == first { format!(" ({BASE})") } else { String::new() };
+        format!("\n  {}{base}: {}", document.of, document.kind.title())
+    };
+    let lines: String = documents.map(line).collect();
+    complain(&format!("{what}; choose with --of and --document between{lines}"));
+    Exit::Usage
+}
+
+fn documents(holders: Vec<Holder>, config: &Config, options: &Options) -> Vec<Document> {
+    let region = &config.aws.region;
+    let own_key = config.virtual_keys.as_ref().and_then(|keys| keys.kms_key_id.as_deref());
+    let mut documents = Vec::new();
+    for Holder { name, needs, reads, writes, trust } in holders {
+        let mut permissions = Policy::allowing(&needs);
+        if reads || writes {
+            // An alias is no resource of a policy: its key is then among the others.
+            let encrypts = writes && own_key.is_some_and(|id| !is_key_arn(id));
+            for key in &options.kms_keys {
+                permissions = permissions.with_key(key, encrypts, region);
+            }
+            if let Some(key) = own_key.filter(|id| writes && is_key_arn(id)) {
+                permissions = permissions.with_key(key, true, region);
+            }
+        }
+        if !permissions.is_empty() {
+            documents.push(Document { of: name.clone(), kind: Kind::Permissions, policy: permissions });
+        }
+        documents.extend(trust.into_iter().map(|(kind, policy)| Document { of: name.clone(), kind, policy }));
+    }
+    documents
+}
+
+/// The KMS key of virtual keys, where it is not named so that a policy could name it.
+fn alias(config: &Config) -> Option<&str> {
+    config.virtual_keys.as_ref()?.kms_key_id.as_deref().filter(|id| !is_key_arn(id))
+}
+
+pub(super) fn is_key_arn(text: &str) -> bool {
+    text.starts_with("arn:") && text.contains(":kms:") && text.contains(":key/")
 }
 
 /// Everybody of both chains, in the order in which they are assumed, with what each needs.
@@ -175,7 +213,6 @@ fn add_chain(
     options: &Options,
 ) {
     let Identity { base, roles, expected } = identity;
-    let account = roles.first().map(|role| role.arn.account()).or_else(|| options.account.clone());
     let provider = options.oidc_provider.as_deref().unwrap_or(OIDC_PROVIDER);
     let provider = provider.trim_start_matches("https://").trim_end_matches('/');
     let service_account = options.service_account.as_deref().unwrap_or(SERVICE_ACCOUNT);
@@ -193,23 +230,25 @@ fn add_chain(
         Credentials::WebIdentity { role, .. } => {
             (role.arn.to_string(), Some(role.arn.clone()), vec![irsa(Some(&role.arn.account()))])
         }
-        Credentials::Container(_) => {
-            (of_pod("the role of the Pod Identity association"), named.clone(), vec![pod_identity()])
-        }
-        Credentials::Instance(_) => (of_pod("the node's role"), named.clone(), Vec::new()),
-        Credentials::Missing => {
-            let account = named.as_ref().map(RoleArn::account).or(account);
-            (of_pod("the role of the pod"), named.clone(), vec![irsa(account.as_ref()), pod_identity()])
+        Credentials::Container(_) | Credentials::Instance(_) | Credentials::Missing => {
+            // A role further on is perhaps of another account.
+            let account = named.as_ref().map(RoleArn::account).or_else(|| options.account.clone());
+            let trust = match options.identity {
+                None => vec![irsa(account.as_ref()), pod_identity()],
+                Some(Way::Irsa) => vec![irsa(account.as_ref())],
+                Some(Way::PodIdentity) => vec![pod_identity()],
+                Some(Way::Other) => Vec::new(),
+            };
+            (of_pod("the role of the pod"), named.clone(), trust)
         }
     };
-    // The tags of a Pod Identity session, and those that are said to, go on into every later session.
-    let mut inherited = matches!(base, Credentials::Container(_) | Credentials::Missing);
+    // Where it is not known how the pod gets its credentials, both ways are to work.
+    let unnamed = matches!(base, Credentials::Container(_) | Credentials::Instance(_) | Credentials::Missing);
+    let perhaps_tagged = unnamed && matches!(options.identity, None | Some(Way::PodIdentity));
     let mut before = arn.clone();
     let mut last = add(holders, Holder { name, trust, ..Holder::default() });
-    for role in roles {
-        let Role { arn, external_id, session_tags, transitive_tag_keys, .. } = role;
-        let tags = inherited || !session_tags.is_empty();
-        inherited |= !transitive_tag_keys.is_empty();
+    for (role, tags) in roles.iter().zip(tagged(roles, perhaps_tagged)) {
+        let Role { arn, external_id, .. } = role;
         if let Some(holder) = holders.get_mut(last) {
             holder.needs.extend(assumes(role, tags));
         }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{
     fields::{
@@ -33,6 +33,7 @@ pub(super) struct AwsBlock {
     /// Whom keytide must be: the ARN of a role, an account, or a list of both. Nothing is done with credentials that
     /// `GetCallerIdentity` did not prove; partition, account and role name are compared, since STS does not give the path.
     /// Default: not proved.
+    #[serde(default, deserialize_with = "present")]
     expect_role: Option<Unchecked<Expected>>,
     /// True: where nothing else gives credentials, the node's role may be used (EC2 instance metadata). Default: false.
     allow_instance_role: Option<Unchecked<bool>>,
@@ -102,6 +103,7 @@ struct WriterBlock {
     /// The roles to assume, one from the other; the last one writes. Required.
     roles: Option<Vec<Located<RoleBlock>>>,
     /// Whom keytide must be when it writes: as in `keytide.aws`. Default: not proved.
+    #[serde(default, deserialize_with = "present")]
     expect_role: Option<Unchecked<Expected>>,
 }
 
@@ -141,6 +143,13 @@ pub(super) struct AskedRole {
     pub(super) session_tags: Vec<(String, String)>,
     pub(super) transitive_tag_keys: Vec<String>,
     pub(super) duration: Option<Duration>,
+    /// True for LiteLLM's `aws_role_name`, which is read with LiteLLM's tolerance.
+    pub(super) from_litellm: bool,
+}
+
+/// What is there is read, also if there is nothing behind its name: a pin that somebody's template left empty is no pin.
+fn present<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<Option<Unchecked<T>>, D::Error> {
+    Unchecked::deserialize(deserializer).map(Some)
 }
 
 // === impl AwsBlock ===
@@ -164,12 +173,12 @@ impl AwsBlock {
         let path = |name: &str| format!("keytide.aws.{name}");
         OurAws {
             region: reader.field(&path("region"), region).map(|given| given.map(|region| region.0)),
-            profile: reader.field(&path("profile"), profile).map(|given| given.map(|profile| profile.0)),
+            profile: reader.certain(&path("profile"), profile).map(|given| given.map(|profile| profile.0)),
             token_file: reader
-                .field(&path("web_identity_token_file"), web_identity_token_file)
+                .certain(&path("web_identity_token_file"), web_identity_token_file)
                 .map(|given| given.map(|path| path.0)),
             roles: check_roles("keytide.aws.roles", roles, reader),
-            expected: reader.field(&path("expect_role"), expect_role),
+            expected: reader.certain(&path("expect_role"), expect_role),
             allow_instance_role: reader.value(&path("allow_instance_role"), allow_instance_role).unwrap_or(false),
             fips: reader.field(&path("use_fips_endpoint"), use_fips_endpoint),
             dual_stack: reader.field(&path("use_dualstack_endpoint"), use_dualstack_endpoint),
@@ -209,8 +218,8 @@ impl RoleBlock {
         let Self { arn, session_name, external_id, session_tags, transitive_tag_keys, session_duration } = self;
         let path = |name: &str| format!("{}.{name}", place.path);
         let arn = reader.required(place, "arn", arn);
-        let session_name = reader.value(&path("session_name"), session_name).map(|SessionName(name)| name);
-        let external_id = reader.value(&path("external_id"), external_id).map(|ExternalId(id)| id);
+        let session_name = reader.certain(&path("session_name"), session_name).map(|given| given.value.0);
+        let external_id = reader.certain(&path("external_id"), external_id).map(|given| given.value.0);
         let session_tags: Vec<(String, String)> = check_pairs(&path("session_tags"), session_tags, reader)
             .into_iter()
             .map(|(key, value)| (key.0, value.value.0))
@@ -237,6 +246,7 @@ impl RoleBlock {
             session_tags,
             transitive_tag_keys: transitive,
             duration: duration.map(|SessionDuration(duration)| duration),
+            from_litellm: false,
         })
     }
 }
@@ -249,7 +259,7 @@ impl VirtualKeysBlock {
         let place = reader.place(at, "keytide.virtual_keys.aws");
         let path = |name: &str| format!("{}.{name}", place.path);
         let token_file = reader
-            .field(&path("web_identity_token_file"), web_identity_token_file)
+            .certain(&path("web_identity_token_file"), web_identity_token_file)
             .map(|given| given.map(|path| path.0));
         let roles = check_roles(&path("roles"), roles, reader).map(|given| given.value).unwrap_or_default();
         if roles.is_empty() {
@@ -260,7 +270,7 @@ impl VirtualKeysBlock {
             }
             return None;
         }
-        let expected = reader.field(&path("expect_role"), expect_role);
+        let expected = reader.certain(&path("expect_role"), expect_role);
         Some(OurWriter { place, token_file, roles, expected })
     }
 }

@@ -1,6 +1,7 @@
 //! Who keytide is in AWS: chosen from both blocks and the environment, in LiteLLM's order.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -21,6 +22,10 @@ use crate::domain::{
 
 /// The session's name where nothing names it.
 const SESSION_NAME: &str = "keytide";
+const ROLE_SESSION_NAME: &str = "AWS_ROLE_SESSION_NAME";
+const ROLE_ARN: &str = "AWS_ROLE_ARN";
+const TOKEN_FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
+const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 /// The longest session of a role that another role assumed (STS, `AssumeRole`: role chaining).
 const LONGEST_CHAINED: Duration = Duration::from_hours(1);
 /// Where the agents of ECS and of EKS Pod Identity listen (AWS SDKs and tools, container credential provider).
@@ -33,111 +38,125 @@ const AGENTS: [IpAddr; 3] = [
 const METADATA: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254))];
 
-/// Where an identity begins, and what it asks for.
+/// What an identity is to be, where it begins, and how it is proved.
 struct Asked<'a> {
     roles: &'a [Given<AskedRole>],
     token: Option<Given<Token>>,
-    /// Taken before anything that the environment gives.
-    profile: Option<&'a Given<String>>,
-    session_name: String,
-    allow_instance_role: bool,
     expected: Option<&'a Given<Expected>>,
 }
 
-/// Who reads; none if something is wrong, which is then among the errors.
-pub(super) fn reader(ours: &OurAws, theirs: &AwsSettings, findings: &mut Findings<'_>) -> Option<Identity> {
+/// What both identities begin with, where their own blocks do not say otherwise.
+#[derive(Debug)]
+struct Beginning {
+    /// Taken before anything that the environment gives.
+    profile: Option<Given<String>>,
+    session_name: String,
+    allow_instance_role: bool,
+}
+
+/// Something is wrong, and is among the errors.
+#[derive(Debug)]
+struct Noted;
+
+/// Who reads, and who writes if that is somebody else; none if something is wrong, which is then among the errors.
+pub(super) fn choose(
+    ours: &OurAws,
+    writer: Option<&OurWriter>,
+    theirs: &AwsSettings,
+    findings: &mut Findings<'_>,
+) -> Option<(Identity, Option<Identity>)> {
     let errors = findings.errors.len();
     let session_name = session_name(theirs, findings);
     let their_role =
         theirs.role.as_ref().map(|role| Given { value: vec![of_setting(role, theirs)], place: role.place.clone() });
     let is_theirs = their_role.is_some();
-    let roles = findings.either(their_role, ours.roles.clone());
-    let their_token = theirs.web_identity_token.as_ref().and_then(|setting| their_token(setting, is_theirs, findings));
-    let our_token = ours.token_file.clone().map(|given| given.map(Token::File));
-    let mut token = findings.either(their_token, our_token);
+    let mut their_token =
+        theirs.web_identity_token.as_ref().and_then(|setting| their_token(setting, is_theirs, findings));
+    if let Some(id) = theirs.external_id.as_ref().filter(|_| their_token.is_some()) {
+        let message = "the token is not used, since a web identity has no external id: the role is assumed from what the \
+                       environment gives";
+        findings.notice(&id.place, message);
+        their_token = None;
+    }
     let mut their_profile = theirs.profile.clone();
     if let Some(profile) = their_profile.take_if(|_| is_theirs) {
         findings.notice(&profile.place, "ignored beside aws_role_name, as in LiteLLM; keytide.aws.profile is not");
     }
+    let roles = findings.either(their_role, ours.roles.clone()).map(|given| given.value).unwrap_or_default();
+    let our_token = ours.token_file.clone().map(|given| given.map(Token::File));
+    let token = findings.either(their_token, our_token);
     let profile = findings.either(their_profile, ours.profile.clone());
-    let roles = roles.map(|given| given.value).unwrap_or_default();
-    if is_theirs && token.is_some() && theirs.external_id.is_some() {
-        // A web identity has no external id: the role is assumed from the pod's own.
-        token = None;
-        if let Some(id) = &theirs.external_id {
-            findings.notice(
-                &id.place,
-                "the role is assumed from the pod's own identity, since a web identity has no external id",
-            );
-        }
+    let beginning = Beginning { profile, session_name, allow_instance_role: ours.allow_instance_role };
+    let writer = writer.map(|writer| {
+        let own = writer.token_file.clone().map(|given| given.map(Token::File));
+        let token = own
+            .or_else(|| token.as_ref().map(|given| Given { value: given.value.share(), place: given.place.clone() }));
+        Asked { roles: &writer.roles, token, expected: writer.expected.as_ref() }
+    });
+    let reader = Asked { roles: &roles, token, expected: ours.expected.as_ref() };
+    let reader = reader.identity(&beginning, findings);
+    // What is wrong with the environment is wrong for both, and said once.
+    let said = findings.notices.len();
+    let writer = writer.map(|writer| writer.identity(&beginning, findings)).transpose();
+    findings.notices.truncate(said);
+    findings.unite_errors();
+    match (reader, writer) {
+        (Ok(reader), Ok(writer)) if findings.errors.len() == errors => Some((reader, writer)),
+        _ => None,
     }
-    let asked = Asked {
-        roles: &roles,
-        token,
-        profile: profile.as_ref(),
-        session_name,
-        allow_instance_role: ours.allow_instance_role,
-        expected: ours.expected.as_ref(),
-    };
-    let identity = asked.identity(findings);
-    identity.filter(|_| findings.errors.len() == errors)
-}
-
-/// Who writes.
-pub(super) fn writer(
-    writer: &OurWriter,
-    ours: &OurAws,
-    theirs: &AwsSettings,
-    findings: &mut Findings<'_>,
-) -> Option<Identity> {
-    let errors = findings.errors.len();
-    // What is wrong with the name was said for the one who reads.
-    let session_name = theirs.session_name.as_ref().map_or(SESSION_NAME.to_owned(), |name| name.value.clone());
-    let asked = Asked {
-        roles: &writer.roles,
-        token: writer.token_file.clone().map(|given| given.map(Token::File)),
-        profile: ours.profile.as_ref(),
-        session_name,
-        allow_instance_role: ours.allow_instance_role,
-        expected: writer.expected.as_ref(),
-    };
-    let identity = asked.identity(findings);
-    identity.filter(|_| findings.errors.len() == errors)
 }
 
 // === impl Asked ===
 
 impl Asked<'_> {
-    fn identity(self, findings: &mut Findings<'_>) -> Option<Identity> {
-        let Self { roles, token, profile, session_name, allow_instance_role, expected } = self;
+    fn identity(self, beginning: &Beginning, findings: &mut Findings<'_>) -> Result<Identity, Noted> {
+        let Self { roles, token, expected } = self;
+        let Beginning { profile, session_name, allow_instance_role: _ } = beginning;
         let role = |asked: &AskedRole| {
-            let AskedRole { arn, session_name: named, external_id, session_tags, transitive_tag_keys, duration } =
-                asked.clone();
+            let AskedRole {
+                arn,
+                session_name: named,
+                external_id,
+                session_tags,
+                transitive_tag_keys,
+                duration,
+                from_litellm: _,
+            } = asked.clone();
             let session_name = named.unwrap_or_else(|| session_name.clone());
             Role { arn, session_name, external_id, session_tags, transitive_tag_keys, duration }
         };
-        let own = findings.environment.set("AWS_ROLE_ARN").zip(findings.environment.set("AWS_WEB_IDENTITY_TOKEN_FILE"));
-        let (base, rest) = match (roles.split_first(), token) {
-            (Some((first, rest)), Some(token)) => {
+        let own = findings.environment.set(ROLE_ARN).zip(findings.environment.set(TOKEN_FILE));
+        let own = own.filter(|_| profile.is_none());
+        let (base, rest) = match (roles.split_first(), token, own) {
+            (Some((first, rest)), Some(token), _) => {
+                if let Some(profile) = profile {
+                    let message = "a chain begins with a profile or with a web identity token: take one of them out";
+                    findings.error(&profile.place, message);
+                }
                 refuse_for_web_identity(first, findings);
                 (Credentials::WebIdentity { role: role(&first.value), token: token.value }, rest)
             }
             // The pod's own role is not assumed from itself.
-            (Some((first, rest)), None)
-                if profile.is_none() && own.is_some_and(|(arn, _)| arn == first.value.arn.as_str()) =>
-            {
-                refuse_for_web_identity(first, findings);
-                let (_, file) = own.unwrap_or_default();
-                let token = token_file(file, &Place::environment("AWS_WEB_IDENTITY_TOKEN_FILE"), findings)?;
+            (Some((first, rest)), None, Some((arn, file))) if arn == first.value.arn.as_str() => {
+                if first.value.from_litellm && first.value.external_id.is_some() {
+                    let message =
+                        "the external id is not used: the role is AWS_ROLE_ARN, for which the pod has a token";
+                    findings.notice(&first.place, message);
+                } else {
+                    refuse_for_web_identity(first, findings);
+                }
+                if static_keys(findings)?.is_some() {
+                    let message = "static keys are not used: the role is AWS_ROLE_ARN, for which the pod has a token";
+                    findings.notice(&Place::environment(ACCESS_KEY_ID), message);
+                }
+                let token = token_file(file, &Place::environment(TOKEN_FILE), findings)?;
                 (Credentials::WebIdentity { role: role(&first.value), token }, rest)
             }
-            (_, token) => {
+            (_, token, _) => {
                 if let Some(token) = token {
-                    findings.notice(&token.place, "ignored without a role (aws_role_name), as in LiteLLM");
+                    findings.error(&token.place, "a token is exchanged for a role: give it in roles");
                 }
-                let base =
-                    ambient(profile.map(|given| given.value.as_str()), &session_name, allow_instance_role, findings)?;
-                (base, roles)
+                (ambient(beginning, findings)?, roles)
             }
         };
         let temporary = match &base {
@@ -160,17 +179,13 @@ impl Asked<'_> {
         if let (Some(expected), Some(last)) = (expected, identity.all_roles().last()) {
             check_expected(expected, &last.arn, findings);
         }
-        Some(identity)
+        Ok(identity)
     }
 }
 
 /// What the configuration itself shows to be somebody else is refused before anybody is asked.
 fn check_expected(expected: &Given<Expected>, last: &RoleArn, findings: &mut Findings<'_>) {
-    let Expected { role, account } = &expected.value;
-    let same = |role: &RoleArn| {
-        (role.partition(), role.account(), role.name()) == (last.partition(), last.account(), last.name())
-    };
-    if !role.as_ref().is_none_or(same) || account.as_ref().is_some_and(|account| last.account() != *account) {
+    if !expected.value.may_be(last) {
         let message = format!("expects {}, but the configured role is {last}", expected.value);
         findings.error(&expected.place, message);
     }
@@ -198,82 +213,81 @@ fn of_setting(role: &Given<RoleArn>, theirs: &AwsSettings) -> Given<AskedRole> {
         session_tags: Vec::new(),
         transitive_tag_keys: Vec::new(),
         duration: None,
+        from_litellm: true,
     };
     Given { value, place: role.place.clone() }
 }
 
 /// The name of sessions that no setting names.
 fn session_name(theirs: &AwsSettings, findings: &mut Findings<'_>) -> String {
-    if let Some(name) = &theirs.session_name {
-        return name.value.clone();
-    }
-    let Some(name) = findings.environment.set("AWS_ROLE_SESSION_NAME") else { return SESSION_NAME.to_owned() };
-    match SessionName::read(&Node::of_text(Position { line: 0, column: 0 }, name)) {
-        Ok(SessionName(name)) => name,
+    match named(theirs, findings) {
+        Ok(name) => name.to_owned(),
         Err(expected) => {
-            findings.error(&Place::environment("AWS_ROLE_SESSION_NAME"), expected);
+            findings.error(&Place::environment(ROLE_SESSION_NAME), expected);
             SESSION_NAME.to_owned()
         }
     }
 }
 
+/// The name that LiteLLM's block or the environment gives them, or ours.
+fn named<'a>(theirs: &'a AwsSettings, findings: &Findings<'a>) -> Result<&'a str, Cow<'static, str>> {
+    if let Some(name) = &theirs.session_name {
+        return Ok(&name.value);
+    }
+    let Some(name) = findings.environment.set(ROLE_SESSION_NAME) else { return Ok(SESSION_NAME) };
+    SessionName::read(&Node::of_text(Position { line: 0, column: 0 }, name)).map(|_| name)
+}
+
 /// What the environment gives, the setting of a profile before it.
-fn ambient(
-    profile: Option<&str>,
-    session_name: &str,
-    allow_instance_role: bool,
-    findings: &mut Findings<'_>,
-) -> Option<Credentials> {
+fn ambient(beginning: &Beginning, findings: &mut Findings<'_>) -> Result<Credentials, Noted> {
+    let Beginning { profile, session_name, allow_instance_role } = beginning;
     let environment = findings.environment;
     if let Some(profile) = profile {
-        return of_profile(profile, session_name, allow_instance_role, findings);
+        return of_profile(&profile.value, beginning, findings);
     }
-    let irsa = pair("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", findings);
-    if let Some(keys) = static_keys(findings)? {
-        if let Some(Some(_)) = irsa {
+    let keys = static_keys(findings)?;
+    let irsa = pair(ROLE_ARN, TOKEN_FILE, findings)?;
+    if let Some(keys) = keys {
+        if irsa.is_some() {
             let message =
                 "static keys are used, although AWS_ROLE_ARN names a role: unset this variable to be the role";
-            findings.notice(&Place::environment("AWS_ACCESS_KEY_ID"), message);
+            findings.notice(&Place::environment(ACCESS_KEY_ID), message);
         }
-        return Some(Credentials::Static(keys));
+        return Ok(Credentials::Static(keys));
     }
-    if let Some((arn, file)) = irsa? {
-        let arn = RoleArn::parse(arn).or_else(|| {
-            findings.error(&Place::environment("AWS_ROLE_ARN"), RoleArn::EXPECTED);
-            None
-        });
-        let token = token_file(file, &Place::environment("AWS_WEB_IDENTITY_TOKEN_FILE"), findings);
-        let role = Role {
-            arn: arn?,
-            session_name: session_name.to_owned(),
-            external_id: None,
-            session_tags: Vec::new(),
-            transitive_tag_keys: Vec::new(),
-            duration: None,
+    let named = environment.set("AWS_PROFILE");
+    if let Some((arn, file)) = irsa {
+        if named.is_some() {
+            let message = "not used, since AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE are set";
+            findings.notice(&Place::environment("AWS_PROFILE"), message);
+        }
+        let token = token_file(file, &Place::environment(TOKEN_FILE), findings);
+        let Some(arn) = RoleArn::parse(arn) else {
+            findings.error(&Place::environment(ROLE_ARN), RoleArn::EXPECTED);
+            return Err(Noted);
         };
-        return Some(Credentials::WebIdentity { role, token: token? });
+        return Ok(Credentials::WebIdentity { role: Role::plain(arn, session_name.clone()), token: token? });
     }
-    if let Some(profile) = environment.set("AWS_PROFILE") {
-        return of_profile(profile, session_name, allow_instance_role, findings);
+    if let Some(name) = named {
+        return of_profile(name, beginning, findings);
     }
     // Somebody set its variable for this process; the files may be there for something else.
     if let Some(container) = container(findings)? {
-        return Some(Credentials::Container(container));
+        return Ok(Credentials::Container(container));
     }
     let (credentials_file, config_file) = shared_files(environment);
     if credentials_file.is_file() || config_file.is_file() {
-        return of_profile("default", session_name, allow_instance_role, findings);
+        return of_profile("default", beginning, findings);
     }
-    let instance = if allow_instance_role { instance(findings)? } else { None };
-    Some(instance.map_or(Credentials::Missing, Credentials::Instance))
+    let instance = if *allow_instance_role { instance(findings)? } else { None };
+    Ok(instance.map_or(Credentials::Missing, Credentials::Instance))
 }
 
 /// The static keys of the environment.
-#[expect(clippy::option_option, reason = "an error that is noted already, none set, or keys")]
-fn static_keys(findings: &mut Findings<'_>) -> Option<Option<StaticKeys>> {
-    let pair = pair("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", findings)?;
+fn static_keys(findings: &mut Findings<'_>) -> Result<Option<StaticKeys>, Noted> {
+    let pair = pair(ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY", findings)?;
     let session_token = findings.environment.set("AWS_SESSION_TOKEN");
-    Some(pair.map(|(id, secret)| StaticKeys {
+    Ok(pair.map(|(id, secret)| StaticKeys {
         access_key_id: id.to_owned(),
         secret_access_key: SecretValue::new(secret.to_owned()),
         session_token: session_token.map(|token| SecretValue::new(token.to_owned())),
@@ -281,16 +295,15 @@ fn static_keys(findings: &mut Findings<'_>) -> Option<Option<StaticKeys>> {
 }
 
 /// Both variables, or none of them; the half is an error.
-#[expect(clippy::option_option, reason = "an error that is noted already, none set, or both")]
-fn pair<'e>(one: &str, other: &str, findings: &mut Findings<'e>) -> Option<Option<(&'e str, &'e str)>> {
+fn pair<'e>(one: &str, other: &str, findings: &mut Findings<'e>) -> Result<Option<(&'e str, &'e str)>, Noted> {
     let environment = findings.environment;
     match (environment.set(one), environment.set(other)) {
-        (Some(one), Some(other)) => Some(Some((one, other))),
-        (None, None) => Some(None),
+        (Some(one), Some(other)) => Ok(Some((one, other))),
+        (None, None) => Ok(None),
         (first, _) => {
             let (set, missing) = if first.is_some() { (one, other) } else { (other, one) };
             findings.error(&Place::environment(missing), format!("not set, although {set} is: set both or neither"));
-            None
+            Err(Noted)
         }
     }
 }
@@ -335,29 +348,25 @@ fn their_token(setting: &Given<String>, has_role: bool, findings: &mut Findings<
     }
 }
 
-fn token_file(path: &str, place: &Place, findings: &mut Findings<'_>) -> Option<Token> {
+fn token_file(path: &str, place: &Place, findings: &mut Findings<'_>) -> Result<Token, Noted> {
     if path.starts_with('/') {
-        return Some(Token::File(path.into()));
+        return Ok(Token::File(path.into()));
     }
     findings.error(place, "expected an absolute path");
-    None
+    Err(Noted)
 }
 
-fn of_profile(
-    name: &str,
-    session_name: &str,
-    allow_instance_role: bool,
-    findings: &mut Findings<'_>,
-) -> Option<Credentials> {
+fn of_profile(name: &str, beginning: &Beginning, findings: &mut Findings<'_>) -> Result<Credentials, Noted> {
+    let Beginning { session_name, allow_instance_role, profile: _ } = beginning;
     let (credentials_file, config_file) = shared_files(findings.environment);
-    Some(Credentials::Profile(Profile {
+    Ok(Credentials::Profile(Profile {
         name: name.to_owned(),
         credentials_file,
         config_file,
-        session_name: session_name.to_owned(),
+        session_name: session_name.clone(),
         environment: static_keys(findings)?,
         container: container(findings)?,
-        instance: if allow_instance_role { instance(findings)? } else { None },
+        instance: if *allow_instance_role { instance(findings)? } else { None },
     }))
 }
 
@@ -371,8 +380,7 @@ fn shared_files(environment: &Environment) -> (PathBuf, PathBuf) {
 }
 
 /// The agent that the environment names. Its token goes nowhere but to an address of this machine or of the link.
-#[expect(clippy::option_option, reason = "an error that is noted already, none, or an agent")]
-fn container(findings: &mut Findings<'_>) -> Option<Option<Container>> {
+fn container(findings: &mut Findings<'_>) -> Result<Option<Container>, Noted> {
     const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
     const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
     const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
@@ -382,13 +390,13 @@ fn container(findings: &mut Findings<'_>) -> Option<Option<Container>> {
             (RELATIVE, local(&format!("http://169.254.170.2{path}"), &AGENTS).filter(|_| path.starts_with('/')))
         }
         (None, Some(url)) => (FULL, local(url, &AGENTS)),
-        (None, None) => return Some(None),
+        (None, None) => return Ok(None),
     };
     let Some((address, path)) = found else {
         let message = "expected the path (relative) or the http URL (full) of the agent at 169.254.170.23 or \
                        [fd00:ec2::23] (EKS), 169.254.170.2 (ECS), or on this machine; its token is sent nowhere else";
         findings.error(&Place::environment(variable), message);
-        return None;
+        return Err(Noted);
     };
     let token = match environment.set(TOKEN_FILE) {
         Some(file) => Some(token_file(file, &Place::environment(TOKEN_FILE), findings)?),
@@ -396,30 +404,29 @@ fn container(findings: &mut Findings<'_>) -> Option<Option<Container>> {
             .set("AWS_CONTAINER_AUTHORIZATION_TOKEN")
             .map(|token| Token::Text(SecretValue::new(token.to_owned()))),
     };
-    Some(Some(Container { address, path, token }))
+    Ok(Some(Container { address, path, token }))
 }
 
 /// The instance metadata service, unless it is turned off.
-#[expect(clippy::option_option, reason = "an error that is noted already, none, or an address")]
-fn instance(findings: &mut Findings<'_>) -> Option<Option<SocketAddr>> {
+fn instance(findings: &mut Findings<'_>) -> Result<Option<SocketAddr>, Noted> {
     const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
     let environment = findings.environment;
     if environment.set("AWS_EC2_METADATA_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
-        return Some(None);
+        return Ok(None);
     }
     let Some(url) = environment.set(ENDPOINT) else {
         let mode = environment.set("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE");
         let six = mode.is_some_and(|mode| mode.eq_ignore_ascii_case("ipv6"));
         let [four_address, six_address] = METADATA;
-        return Some(Some((if six { six_address } else { four_address }, 80).into()));
+        return Ok(Some((if six { six_address } else { four_address }, 80).into()));
     };
     let found = local(url, &METADATA).filter(|(_, path)| path == "/");
     if found.is_none() {
         let message = "expected http and the address of the instance metadata service, or one of this machine";
         findings.error(&Place::environment(ENDPOINT), message);
-        return None;
+        return Err(Noted);
     }
-    Some(found.map(|(address, _)| address))
+    Ok(found.map(|(address, _)| address))
 }
 
 /// Address and path of a URL of plain http that leads to one of these addresses or to this machine. No names but

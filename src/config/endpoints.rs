@@ -1,6 +1,7 @@
 //! Where AWS is: the region, endpoints other than AWS's own, and what else decides who sees the secrets.
 
 use std::{
+    net::Ipv6Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,12 +19,26 @@ use crate::domain::value::SecretValue;
 /// The SDK's own since 2026.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 
+/// What the names of AWS's endpoints end in.
+const OF_AWS: [&str; 8] = [
+    ".amazonaws.com",
+    ".amazonaws.com.cn",
+    ".amazonaws.eu",
+    ".api.aws",
+    ".api.amazonwebservices.com.cn",
+    ".c2s.ic.gov",
+    ".sc2s.sgov.gov",
+    ".csp.hci.ic.gov",
+];
+
 /// A service, as its settings are called.
 struct Service {
     name: &'static str,
     variable: &'static str,
 }
 
+/// For all services.
+const EVERYWHERE: &str = "AWS_ENDPOINT_URL";
 const SECRETS_MANAGER: Service = Service { name: "Secrets Manager", variable: "AWS_ENDPOINT_URL_SECRETS_MANAGER" };
 const STS: Service = Service { name: "STS", variable: "AWS_ENDPOINT_URL_STS" };
 const IAM: Service = Service { name: "IAM", variable: "AWS_ENDPOINT_URL_IAM" };
@@ -87,8 +102,7 @@ pub(super) fn choose(
     }
     for (place, kind) in [(&fips, "FIPS"), (&dual_stack, "dual-stack")] {
         if let Some(place) = place {
-            findings.notice(place, &format!("AWS is called at its {kind} endpoints"));
-            said.push(format!("AWS is called at its {kind} endpoints ({place})"));
+            say(&format!("AWS is called at its {kind} endpoints"), place, &mut said, findings);
         }
     }
     let endpoints =
@@ -101,9 +115,7 @@ pub(super) fn network(ours: &OurAws, said: &mut Vec<String>, findings: &mut Find
     let proxy = first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"], findings);
     let proxy = proxy.and_then(|Given { value, place }| match check_proxy(&value) {
         Ok(address) => {
-            let sentence = format!("AWS is called through the proxy {address}");
-            findings.notice(&place, &sentence);
-            said.push(format!("{sentence} ({place})"));
+            say(&format!("AWS is called through the proxy {address}"), &place, said, findings);
             let url = if value.contains("://") { value } else { format!("http://{value}") };
             Some(SecretValue::new(url))
         }
@@ -113,18 +125,28 @@ pub(super) fn network(ours: &OurAws, said: &mut Vec<String>, findings: &mut Find
         }
     });
     let no_proxy = first(&["no_proxy", "NO_PROXY"], findings).map(|given| given.value);
+    for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        if findings.environment.get(variable) == Some("") {
+            // The TLS library takes that for a place, and would trust nobody.
+            findings.error(&Place::environment(variable), "set to nothing: name certificates, or unset it");
+        }
+    }
     let mut certificates = |variable: &str, what: &str| {
-        let path = PathBuf::from(findings.environment.set(variable)?);
-        let sentence = format!("the certificates of {} are trusted {what}", path.display());
-        let place = Place::environment(variable);
-        findings.notice(&place, &sentence);
-        said.push(format!("{sentence} ({place})"));
-        Some(path)
+        let path = findings.environment.set(variable)?;
+        let sentence = format!("the certificates of {path} are trusted {what}");
+        say(&sentence, &Place::environment(variable), said, findings);
+        Some(PathBuf::from(path))
     };
     let trusted = certificates("SSL_CERT_FILE", "instead of the system's");
+    let trusted_directory = certificates("SSL_CERT_DIR", "instead of the system's");
     let ca_bundle = certificates("AWS_CA_BUNDLE", "as well");
     let connect_timeout = ours.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
-    Network { connect_timeout, proxy, no_proxy, trusted, ca_bundle }
+    Network { connect_timeout, proxy, no_proxy, trusted, trusted_directory, ca_bundle }
+}
+
+fn say(sentence: &str, place: &Place, said: &mut Vec<String>, findings: &mut Findings<'_>) {
+    findings.notice(place, sentence);
+    said.push(format!("{sentence} ({place})"));
 }
 
 /// The first of these variables that is set.
@@ -143,11 +165,15 @@ fn check_proxy(url: &str) -> Result<&str, &'static str> {
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (user, address) = rest.rsplit_once('@').unwrap_or(("", rest));
     let of = |text: &str, more: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
+    let (host, port) = match address.strip_prefix('[') {
+        Some(six) => six.split_once(']').ok_or(EXPECTED)?,
+        None => address.split_at(address.find(':').unwrap_or(address.len())),
+    };
+    let six = address.starts_with('[');
+    let host = if six { host.parse::<Ipv6Addr>().is_ok() } else { !host.is_empty() && of(host, "-._") };
+    let port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok_and(|n| n > 0));
     // What the HTTP client cannot parse, it takes for no proxy at all.
-    let legal = matches!(scheme, "http" | "https")
-        && !address.is_empty()
-        && of(address, "-._:[]")
-        && of(user, "-._~!$&'()*+,;=:%");
+    let legal = matches!(scheme, "http" | "https") && host && port && of(user, "-._~!$&'()*+,;=:%");
     if legal { Ok(address) } else { Err(EXPECTED) }
 }
 
@@ -183,14 +209,13 @@ fn endpoint(
         let value = environment.set(name).filter(|_| !ignored)?.to_owned();
         Some(Given { value, place: Place::environment(name) })
     };
-    let given = setting.or_else(|| of_variable(service.variable)).or_else(|| of_variable("AWS_ENDPOINT_URL"))?;
+    let given = setting.or_else(|| of_variable(service.variable)).or_else(|| of_variable(EVERYWHERE))?;
     match check_endpoint(&given.value, plain_http) {
         Ok(()) => {
             let sentence = format!("{} is called at {}, not at AWS's own endpoint", service.name, given.value);
-            // Nobody asks IAM without being told to.
-            if service.variable != IAM.variable {
-                findings.notice(&given.place, &sentence);
-                said.push(format!("{sentence} ({})", given.place));
+            // Nobody asks IAM without being told to; the variable for all is said for the others.
+            if service.variable != IAM.variable || given.place != Place::environment(EVERYWHERE) {
+                say(&sentence, &given.place, said, findings);
             }
             Some(given.value)
         }
@@ -233,7 +258,7 @@ fn region_of_sts(url: &str) -> Option<&str> {
         return Some("us-east-1");
     }
     // sts.REGION.amazonaws.com, sts-fips.REGION.…, sts.REGION.api.aws, vpce-….sts.REGION.vpce.amazonaws.com
-    let mut labels = host.split('.');
+    let mut labels = host.split('.').filter(|_| OF_AWS.iter().any(|domain| host.ends_with(domain)));
     labels.find(|label| matches!(*label, "sts" | "sts-fips"))?;
     labels.next().filter(|label| label.bytes().any(|b| b.is_ascii_digit()) && label.contains('-'))
 }
@@ -254,6 +279,13 @@ mod tests {
             ("socks5://proxy:1080", None),
             ("http://", None),
             ("http://proxy/path", None),
+            ("http://proxy:port", None),
+            ("http://proxy:99999", None),
+            ("http://:3128", None),
+            ("http://[]:3128", None),
+            ("http://[::1", None),
+            ("http://::1:3128", None),
+            ("http://a]b:3128", None),
         ] {
             assert_eq!(check_proxy(url).ok(), address, "{url}");
         }
@@ -268,6 +300,7 @@ mod tests {
             ("https://sts.cn-north-1.amazonaws.com.cn", Some("cn-north-1")),
             ("https://vpce-0abc-1.sts.eu-central-1.vpce.amazonaws.com", Some("eu-central-1")),
             ("https://sts.example.com", None),
+            ("https://sts.prod-1.example.com", None),
             ("http://127.0.0.1:4566", None),
         ] {
             assert_eq!(region_of_sts(url), region, "{url}");

@@ -9,7 +9,7 @@ use super::{
     yaml::{Node, Shape},
 };
 use crate::domain::{
-    identity::{Account, Expected, RoleArn},
+    identity::{Account, Expected, Role, RoleArn},
     mapping::{Format, Template},
     names::{KeyName, Member, OutputName, SecretId, VersionStage},
 };
@@ -56,10 +56,8 @@ text_field! {
         ((1..=128).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
     };
     /// The name of a role's session (STS, `RoleSessionName`).
-    SessionName(String): "expected the name of a session: 2 to 64 of A-Z a-z 0-9 _ + = , . @ -", |text| {
-        let legal = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
-        ((2..=64).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
-    };
+    SessionName(String): "expected the name of a session: 2 to 64 of A-Z a-z 0-9 _ + = , . @ -",
+        |text| Role::is_session_name(text).then(|| text.to_owned());
     /// What a role's trust policy may ask for (STS, `ExternalId`).
     ExternalId(String): "expected an external id: 2 to 1224 of A-Z a-z 0-9 _ + = , . @ : / -", |text| {
         let legal = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);

@@ -135,6 +135,17 @@ impl<'e> Findings<'e> {
         self.notices.push(format!("{place}: {message}"));
     }
 
+    /// Says each error once, also where two were led to it.
+    pub(super) fn unite_errors(&mut self) {
+        let mut once: Vec<ConfigError> = Vec::with_capacity(self.errors.len());
+        for error in self.errors.drain(..) {
+            if !once.contains(&error) {
+                once.push(error);
+            }
+        }
+        self.errors = once;
+    }
+
     /// A block that cannot be used, since a variable that it refers to is not set; a field that is bad was said before.
     pub(super) fn incomplete(&mut self, place: &Place) {
         let said = |error: &ConfigError| error.place.file == place.file && error.place.path.starts_with(&place.path);
@@ -176,6 +187,17 @@ impl<'a, 'e> Reader<'a, 'e> {
                 None
             }
         }
+    }
+
+    /// Reads a field on which it depends who keytide is. Left out is fine; a reference to a variable that is not set is not.
+    pub(super) fn certain<T: Field>(&mut self, path: &str, field: Option<Unchecked<T>>) -> Option<Given<T>> {
+        let place = self.place(field.as_ref()?.node.at, path);
+        let errors = self.findings.errors.len();
+        let given = self.field(path, field);
+        if given.is_none() && self.findings.errors.len() == errors {
+            self.findings.error(&place, "the environment variable that it refers to is not set");
+        }
+        given
     }
 
     /// The value of a field, where its place does not matter later.

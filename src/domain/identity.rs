@@ -122,6 +122,13 @@ impl Role {
     /// The most tags of a session (STS, `AssumeRole`, `Tags`).
     pub const MOST_TAGS: usize = 50;
 
+    /// True for the name of a session (STS, `RoleSessionName`): 2 to 64 of `A-Z a-z 0-9 _ + = , . @ -`.
+    #[must_use]
+    pub fn is_session_name(text: &str) -> bool {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+        (2..=64).contains(&text.len()) && text.chars().all(legal)
+    }
+
     /// A role with nothing but a name for its sessions.
     #[must_use]
     pub fn plain(arn: RoleArn, session_name: String) -> Self {
@@ -218,6 +225,16 @@ impl Expected {
     pub fn is_set(&self) -> bool {
         let Self { role, account } = self;
         role.is_some() || account.is_some()
+    }
+
+    /// True if a session of this role could be whom keytide may be.
+    #[must_use]
+    pub fn may_be(&self, other: &RoleArn) -> bool {
+        let Self { role, account } = self;
+        let known = |role: &RoleArn| {
+            (role.partition(), role.account(), role.name()) == (other.partition(), other.account(), other.name())
+        };
+        role.as_ref().is_none_or(known) && account.as_ref().is_none_or(|account| other.account() == *account)
     }
 
     /// True if this caller is whom keytide may be.

@@ -11,8 +11,9 @@ use crate::domain::{
     names::SecretId,
 };
 
-/// What stands in a document where nobody said what belongs there.
-pub const ACCOUNT: &str = "ACCOUNT";
+/// What stands in a document where nobody said what belongs there. No ARN and no name has such brackets, and IAM takes no
+/// document that has them.
+pub const ACCOUNT: &str = "<ACCOUNT>";
 
 /// Where the resources are.
 #[derive(Debug, Clone)]
@@ -97,7 +98,7 @@ const REPLICATES: [&str; 2] =
 /// What reading needs: each secret by itself, and the batch call where it is made.
 #[must_use]
 pub fn reads(requests: &BTreeSet<Request>, batches: bool, place: &Place<'_>) -> Vec<Need> {
-    let secrets: BTreeSet<String> = requests.iter().map(|request| place.secret(&request.secret)).collect();
+    let secrets: BTreeSet<String> = requests.iter().flat_map(|request| place.secret(&request.secret)).collect();
     let get = secrets.into_iter().map(|resource| Need { action: "secretsmanager:GetSecretValue", resource });
     // AWS gives this action no resource (Service Authorization Reference).
     let batch = batches.then(|| Need { action: "secretsmanager:BatchGetSecretValue", resource: "*".to_owned() });
@@ -121,19 +122,36 @@ pub fn assumes(role: &Role, tags: bool) -> Vec<Need> {
     [Need { action: "sts:AssumeRole", resource: resource.clone() }].into_iter().chain(tag).collect()
 }
 
+/// For each role of a chain, whether its sessions carry tags: its own, those that an earlier role passes on, or those of EKS
+/// Pod Identity, which go on into every later session. Then `sts:TagSession` is needed (IAM, session tags).
+#[must_use]
+pub fn tagged(roles: &[Role], from_pod_identity: bool) -> Vec<bool> {
+    let mut inherited = from_pod_identity;
+    let carries = roles.iter().map(|role| {
+        let carries = inherited || !role.session_tags.is_empty();
+        inherited |= !role.transitive_tag_keys.is_empty();
+        carries
+    });
+    carries.collect()
+}
+
 // === impl Place ===
 
 impl Place<'_> {
-    /// The ARN of a secret. AWS puts a hyphen and six characters behind the name, which only it knows.
+    /// The ARN of a secret. AWS puts a hyphen and six characters behind the name, which only it knows. An ARN that ends in
+    /// six small letters may be without them, such as `…:secret:app/my-secret`: then both are named.
     #[must_use]
-    pub fn secret(&self, secret: &SecretId) -> String {
+    pub fn secret(&self, secret: &SecretId) -> Vec<String> {
         let name = secret.as_str();
         if !name.starts_with("arn:") {
-            return self.arn(&format!("{name}-??????"));
+            return vec![self.arn(&format!("{name}-??????"))];
         }
         let suffix = name.rsplit_once('-').map_or("", |(_, suffix)| suffix);
-        let whole = suffix.len() == 6 && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if whole { name.to_owned() } else { format!("{name}-??????") }
+        let six = suffix.len() == 6 && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let word = suffix.bytes().all(|byte| byte.is_ascii_lowercase());
+        let whole = six.then(|| name.to_owned());
+        let partial = (!six || word).then(|| format!("{name}-??????"));
+        whole.into_iter().chain(partial).collect()
     }
 
     fn arn(&self, name: &str) -> String {
@@ -166,21 +184,18 @@ impl Policy {
         Self { version: "2012-10-17", statements: statements.collect() }
     }
 
-    /// Also lets Secrets Manager, and nobody else, use these keys of KMS for the caller.
+    /// Also lets Secrets Manager, and nobody else, use this key of KMS for the caller: to read, and where it is to write.
     #[must_use]
-    pub fn with_keys(mut self, keys: &[String], also_encrypt: bool, region: &str) -> Self {
-        if !keys.is_empty() {
-            let encrypt: &[&str] = if also_encrypt { &["kms:GenerateDataKey"] } else { &[] };
-            self.statements.push(Statement {
-                effect: "Allow",
-                principal: None,
-                action: ["kms:Decrypt"].iter().chain(encrypt).copied().collect(),
-                resource: keys.to_vec(),
-                condition: Some(json!({"StringEquals": {
-                    "kms:ViaService": format!("secretsmanager.{region}.{}", domain_of(region))
-                }})),
-            });
-        }
+    pub fn with_key(mut self, key: &str, writes: bool, region: &str) -> Self {
+        let encrypt: &[&str] = if writes { &["kms:GenerateDataKey"] } else { &[] };
+        let service = format!("secretsmanager.{region}.{}", domain_of(region));
+        self.statements.push(Statement {
+            effect: "Allow",
+            principal: None,
+            action: ["kms:Decrypt"].iter().chain(encrypt).copied().collect(),
+            resource: vec![key.to_owned()],
+            condition: Some(json!({"StringEquals": {"kms:ViaService": service}})),
+        });
         self
     }
 
@@ -188,28 +203,40 @@ impl Policy {
     #[must_use]
     pub fn trusting(trusted: &Trusted<'_>, partition: &str, account: Option<&Account>) -> Self {
         let account = account.map_or(ACCOUNT, Account::as_str);
-        let (principal, action, condition) = match trusted {
+        let statement = |principal: Value, action: &[&'static str], condition: Option<Value>| Statement {
+            effect: "Allow",
+            principal: Some(principal),
+            action: action.to_vec(),
+            resource: Vec::new(),
+            condition,
+        };
+        let statements = match trusted {
             Trusted::ServiceAccount { provider, service_account } => {
                 let mut equals = Map::new();
                 equals.insert(format!("{provider}:aud"), json!("sts.amazonaws.com"));
                 equals.insert(format!("{provider}:sub"), json!(format!("system:serviceaccount:{service_account}")));
                 let arn = format!("arn:{partition}:iam::{account}:oidc-provider/{provider}");
                 let condition = json!({"StringEquals": equals});
-                (json!({"Federated": arn}), vec!["sts:AssumeRoleWithWebIdentity"], Some(condition))
+                vec![statement(json!({"Federated": arn}), &["sts:AssumeRoleWithWebIdentity"], Some(condition))]
             }
             Trusted::PodIdentity => {
-                (json!({"Service": "pods.eks.amazonaws.com"}), vec!["sts:AssumeRole", "sts:TagSession"], None)
+                let service = json!({"Service": "pods.eks.amazonaws.com"});
+                vec![statement(service, &["sts:AssumeRole", "sts:TagSession"], None)]
             }
-            Trusted::Principal { arn, external_id, tags } => {
-                let condition = external_id.map(|id| json!({"StringEquals": {"sts:ExternalId": id}}));
-                let tag: &[&str] = if *tags { &["sts:TagSession"] } else { &[] };
-                let action = ["sts:AssumeRole"].iter().chain(tag).copied().collect();
-                (json!({"AWS": arn}), action, condition)
+            // A condition on the external id belongs to AssumeRole alone.
+            Trusted::Principal { arn, external_id: Some(id), tags } => {
+                let condition = json!({"StringEquals": {"sts:ExternalId": id}});
+                let assume = statement(json!({"AWS": arn}), &["sts:AssumeRole"], Some(condition));
+                let tag = tags.then(|| statement(json!({"AWS": arn}), &["sts:TagSession"], None));
+                [assume].into_iter().chain(tag).collect()
+            }
+            Trusted::Principal { arn, external_id: None, tags } => {
+                let actions = ["sts:AssumeRole", "sts:TagSession"];
+                let actions = if *tags { &actions[..] } else { &actions[..1] };
+                vec![statement(json!({"AWS": arn}), actions, None)]
             }
         };
-        let statement =
-            Statement { effect: "Allow", principal: Some(principal), action, resource: Vec::new(), condition };
-        Self { version: "2012-10-17", statements: vec![statement] }
+        Self { version: "2012-10-17", statements }
     }
 
     /// True if it allows nothing.
@@ -245,20 +272,17 @@ mod tests {
 
     #[test]
     fn a_secret_is_named_as_narrowly_as_its_name_allows() {
-        for (secret, arn) in [
-            ("prod/db", "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/db-??????"),
-            (
-                "arn:aws:secretsmanager:eu-west-1:999999999999:secret:x/y",
-                "arn:aws:secretsmanager:eu-west-1:999999999999:secret:x/y-??????",
-            ),
-            (
-                "arn:aws:secretsmanager:eu-west-1:999999999999:secret:x/y-AbC123",
-                "arn:aws:secretsmanager:eu-west-1:999999999999:secret:x/y-AbC123",
-            ),
+        let there = "arn:aws:secretsmanager:eu-west-1:999999999999:secret:";
+        for (secret, arns) in [
+            ("prod/db", &["arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/db-??????"][..]),
+            (&format!("{there}x/y"), &[&format!("{there}x/y-??????")]),
+            (&format!("{there}x/y-AbC123"), &[&format!("{there}x/y-AbC123")]),
+            (&format!("{there}my-secret"), &[&format!("{there}my-secret"), &format!("{there}my-secret-??????")]),
         ] {
-            assert_eq!(place(Some("123456789012")).secret(&SecretId::parse(secret).unwrap()), arn);
+            assert_eq!(place(Some("123456789012")).secret(&SecretId::parse(secret).unwrap()), arns);
         }
-        assert!(place(None).secret(&SecretId::parse("a").unwrap()).contains(":ACCOUNT:secret:a-??????"));
+        let unknown = place(None).secret(&SecretId::parse("a").unwrap());
+        assert!(unknown[0].contains(":<ACCOUNT>:secret:a-??????"), "{unknown:?}");
     }
 
     #[test]

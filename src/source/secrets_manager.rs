@@ -16,7 +16,10 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 
 use crate::{
-    aws::{auth::Auth, outcome::Failure},
+    aws::{
+        auth::Auth,
+        outcome::{Failure, STAGE},
+    },
     domain::{
         mapping::Request,
         names::{SecretId, VersionId},
@@ -81,7 +84,9 @@ impl SecretsManager {
                 snapshot.iter().filter(|(_, answer)| denied(answer)).map(|(request, _)| request.clone()).collect();
             snapshot.extend(self.carry_out(calls(&again, false)).await);
         }
-        if snapshot.values().any(|answer| answer.as_ref().is_err_and(|problem| problem.reason == Reason::Identity)) {
+        // A wrong signature may be that of a wrong key.
+        let rejected = |problem: &Problem| matches!(problem.reason, Reason::Identity | Reason::Clock);
+        if snapshot.values().any(|answer| answer.as_ref().is_err_and(rejected)) {
             self.auth.reject().await;
         }
         snapshot
@@ -152,7 +157,7 @@ async fn get(client: &Client, request: Request, who: &str) -> (Request, Result<R
     let answer =
         client.get_secret_value().secret_id(request.secret.as_str()).set_version_stage(stage.clone()).send().await;
     let subject = match stage {
-        Some(stage) => format!("secret {} at stage {stage}", request.secret),
+        Some(stage) => format!("secret {}{STAGE}{stage}", request.secret),
         None => format!("secret {}", request.secret),
     };
     let reading = match answer {

@@ -35,12 +35,12 @@ fn stage() -> Stage {
     stage
 }
 
-fn run(stage: &Stage) -> Daemon {
+pub(crate) fn run(stage: &Stage) -> Daemon {
     stage.run_with(&["--log-level", "trace", "run", "--config", &stage.path("keytide.yaml").display().to_string()])
 }
 
 /// Everything that somebody could see of keytide, and that is not made for the application.
-fn seen(stage: &Stage, daemon: &Daemon) -> String {
+pub(crate) fn seen(stage: &Stage, daemon: &Daemon) -> String {
     let socket = stage.socket().display().to_string();
     let mut text = daemon.log();
     for arguments in [

@@ -15,15 +15,29 @@
 
 mod support;
 
+mod agents;
 mod canary;
+mod canary_identity;
+mod cast;
+mod chains;
 mod configuration;
+mod documents;
 mod doors;
+mod expected;
 mod files;
 mod identity;
 mod kill;
+mod network;
+mod online;
 mod outage;
 mod outputs;
+mod permissions;
+mod profiles;
+mod proxy;
 mod reading;
 mod removal;
 mod startup;
 mod thread;
+mod tokens;
+mod vectors;
+mod withstand;

@@ -100,7 +100,7 @@ fn a_start_that_takes_too_long_ends_with_what_is_missing_and_why() {
     assert_eq!(daemon.wait(), 1);
     let log = daemon.log();
     let last = log.lines().last().unwrap();
-    assert!(last.contains("the first refresh was not complete within 1 s"), "{log}");
+    assert!(last.contains("the first refresh was not complete within 1s"), "{log}");
     assert!(last.contains("key B: failed to call GetSecretValue for secret prod/b"), "{log}");
     assert!(last.contains("ResourceNotFoundException") && !last.contains("key A"), "{log}");
     assert!(!log.contains("canary"));

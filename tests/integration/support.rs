@@ -54,9 +54,13 @@ impl Stage {
 
     /// With an AWS that begins with this.
     pub(crate) fn with(seed: Seed) -> Self {
+        Self::on(Emulator::start_with(seed, (Ipv4Addr::LOCALHOST, 0).into()).unwrap())
+    }
+
+    /// On this AWS, which is what the environment's endpoint says.
+    pub(crate) fn on(aws: Emulator) -> Self {
         let directory = TempDir::with_prefix_in("keytide-test-", "/dev/shm").expect("tests need a tmpfs at /dev/shm");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let aws = Emulator::start_with(seed, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let environment = [
             ("AWS_ENDPOINT_URL", aws.url()),
             ("AWS_REGION", "us-east-1".to_owned()),
@@ -79,6 +83,12 @@ impl Stage {
     pub(crate) fn env_remove(&mut self, name: &str) -> &mut Self {
         self.environment.retain(|(set, _)| set != name);
         self
+    }
+
+    /// Writes the certificate authority of an AWS that speaks TLS, and names the file in this variable.
+    pub(crate) fn trust(&mut self, variable: &str) -> &mut Self {
+        let file = self.write("ca.pem", self.aws.ca_pem().expect("an AWS that speaks TLS"));
+        self.env(variable, &file.display().to_string())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -346,7 +356,7 @@ pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
 }
 
 /// Waits until it is so; false if it never was.
-fn patiently(mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn patiently(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         if Instant::now() >= deadline {

@@ -41,23 +41,18 @@ pub(super) async fn container(agent: &Container, limit: Duration) -> Result<Sess
     let failed = |reason, what: &str, advice: &str| {
         Problem::new(reason, format!("failed to get credentials from the container agent at {address}: {what}{advice}"))
     };
-    let token = match token {
-        Some(token) => Some(token::read(token).map_err(|what| {
-            let what = format!("the token {}: {what}", token::place(token));
-            failed(
-                Reason::Identity,
-                &what,
-                "; expected the token that the EKS Pod Identity webhook projects into the pod",
-            )
-        })?),
-        None => None,
+    let unusable = |place: &str, what: &str| {
+        let advice = "; expected the token that the EKS Pod Identity webhook projects into the pod";
+        failed(Reason::Identity, &format!("the token {place}: {what}"), advice)
     };
+    let place = token.as_ref().map(token::place).unwrap_or_default();
+    let token = token.as_ref().map(token::read).transpose().map_err(|what| unusable(&place, &what))?;
     let authorization = token.as_ref().map(|token| ("authorization", token.expose()));
     let headers: Vec<_> = authorization.into_iter().collect();
     let answer = timeout(limit, ask_agent(*address, Method::GET, path, &headers)).await;
     match answer {
         Err(_) => Err(failed(Reason::Unavailable, "no answer in time", "")),
-        Ok(Err(AgentError::Header)) => Err(failed(Reason::Identity, "the token holds what no token holds", "")),
+        Ok(Err(AgentError::Header)) => Err(unusable(&place, "it holds what cannot be sent, such as a second line")),
         Ok(Err(error)) => Err(failed(
             Reason::Unavailable,
             &error.to_string(),

@@ -12,6 +12,7 @@ use aws_types::os_shim_internal::{Env, Fs};
 
 use super::session::Session;
 use crate::{
+    aws::file,
     config::{Container, Profile, StaticKeys, Token},
     domain::{
         identity::{Role, RoleArn},
@@ -42,6 +43,8 @@ pub(super) enum Base<'a> {
     Instance(SocketAddr),
 }
 
+/// Of people with hundreds of profiles, too.
+const LARGEST: u64 = 1024 * 1024;
 /// Settings that would run a program, open a browser or ask somebody.
 const REFUSED: [(&str, &str); 5] = [
     ("credential_process", "keytide runs no program"),
@@ -67,7 +70,13 @@ pub(super) async fn resolve(profile: &Profile) -> Result<Resolved<'_>, Problem> 
             return Err(wrong(&format!("{setting} is not supported, since {why}; expected static keys or a role")));
         }
         let keys = static_keys(section).map_err(|missing| wrong(&format!("it has no {missing}")))?;
-        let Some(role) = role(section, &profile.session_name).map_err(wrong)? else {
+        // As AWS's tools do: the source of another profile gives its keys, if it has any, and not its role.
+        let role = if keys.is_some() && !roles.is_empty() {
+            None
+        } else {
+            role(section, &profile.session_name).map_err(wrong)?
+        };
+        let Some(role) = role else {
             let keys = keys.ok_or_else(|| wrong("it has neither aws_access_key_id nor role_arn"))?;
             roles.reverse();
             return Ok(Resolved { base: Base::Keys(Session::of_keys(&keys)), roles });
@@ -139,6 +148,9 @@ fn role(section: &Section, session_name: &str) -> Result<Option<Role>, &'static 
         ),
     };
     let session_name = text(section, "role_session_name").unwrap_or(session_name).to_owned();
+    if !Role::is_session_name(&session_name) {
+        return Err("role_session_name: expected 2 to 64 of A-Z a-z 0-9 _ + = , . @ -");
+    }
     let external_id = text(section, "external_id").map(str::to_owned);
     Ok(Some(Role { external_id, duration, ..Role::plain(arn, session_name) }))
 }
@@ -168,11 +180,14 @@ async fn read(profile: &Profile) -> Result<EnvConfigSections, Problem> {
     let Profile { name, credentials_file, config_file, .. } = profile;
     let mut files = EnvConfigFiles::builder();
     for (kind, path) in [(EnvConfigFileKind::Credentials, credentials_file), (EnvConfigFileKind::Config, config_file)] {
-        match std::fs::read_to_string(path) {
-            Ok(text) => files = files.with_contents(kind, text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(wrong(profile, name, &format!("{}: {}", path.display(), error.kind()))),
+        // Either may be missing.
+        if !path.exists() {
+            continue;
         }
+        let text =
+            file::read(path, LARGEST).and_then(|bytes| String::from_utf8(bytes).map_err(|_| "not text".to_owned()));
+        let text = text.map_err(|what| wrong(profile, name, &format!("{}: {what}", path.display())))?;
+        files = files.with_contents(kind, text);
     }
     let malformed = || wrong(profile, name, "the files are not in the format of AWS's shared configuration");
     let source =

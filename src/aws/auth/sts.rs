@@ -53,8 +53,14 @@ impl Sts {
         Self { client: Client::from_conf(config), clock: connection.clock().clone() }
     }
 
-    /// Assumes a role with these credentials; `who` names them.
-    pub(super) async fn assume_role(&self, role: &Role, with: &Credentials, who: &str) -> Result<Session, Refusal> {
+    /// Assumes a role with these credentials; `who` names them, `tagged` says that the session carries tags.
+    pub(super) async fn assume_role(
+        &self,
+        role: &Role,
+        tagged: bool,
+        with: &Credentials,
+        who: &str,
+    ) -> Result<Session, Refusal> {
         let Role { arn, session_name, external_id, session_tags, transitive_tag_keys, duration } = role;
         let tag = |(key, value): &(String, String)| Tag::builder().key(key).value(value).build().ok();
         let tags: Vec<Tag> = session_tags.iter().filter_map(tag).collect();
@@ -79,20 +85,23 @@ impl Sts {
                             Some(_) => "; is the external id the one that its trust policy asks for?",
                             None => "; its trust policy may ask for an external id, and none is configured",
                         };
-                        let tags = if tags_are_sent(role) { " and sts:TagSession" } else { "" };
+                        let tags = if tagged { " and sts:TagSession" } else { "" };
                         format!(
                             "; its trust policy must allow sts:AssumeRole{tags} to {who}, whose own policy must allow it \
                              too where that is somebody of another account or the trust policy names an account{id}"
                         )
                     }
                     Reason::Identity => format!("; AWS does not accept the credentials of {who}"),
+                    Reason::Clock => wrong_signature(who),
                     Reason::Refused => {
-                        "; AWS refused the request: is the session's duration within the role's maximum?".to_owned()
+                        "; AWS refused the request: is the session's duration within the role's maximum, does no tag of \
+                         session_tags come from an earlier session, are they few enough, and is STS active in this region?"
+                            .to_owned()
                     }
                     _ => String::new(),
                 };
                 Refusal {
-                    credentials_ended: failure.reason == Reason::Identity,
+                    credentials_ended: is_of_credentials(failure.reason),
                     problem: problem("AssumeRole", &format!("role {arn}"), &failure, &advice),
                 }
             })?;
@@ -136,6 +145,8 @@ impl Sts {
                          provider, for this service account and the audience sts.amazonaws.com (keytide policy prints one)"
                             .to_owned()
                     }
+                    Reason::Refused => "; is the session's duration within the role's maximum, and STS active in this region?"
+                        .to_owned(),
                     Reason::Identity => match end.filter(|end| *end <= seconds(&self.clock)) {
                         Some(end) => format!("; the token in {place} ended at {}: the kubelet writes a new one", at(end)),
                         None => format!(
@@ -168,10 +179,11 @@ impl Sts {
                 let failure = Failure::of(&error);
                 let advice = match failure.reason {
                     Reason::Identity => format!("; AWS does not accept the credentials of {who}"),
+                    Reason::Clock => wrong_signature(who),
                     _ => String::new(),
                 };
                 Refusal {
-                    credentials_ended: failure.reason == Reason::Identity,
+                    credentials_ended: is_of_credentials(failure.reason),
                     problem: problem(ACTION, who, &failure, &advice),
                 }
             })?;
@@ -203,8 +215,16 @@ impl From<Problem> for Refusal {
     }
 }
 
-fn tags_are_sent(role: &Role) -> bool {
-    !role.session_tags.is_empty()
+fn wrong_signature(who: &str) -> String {
+    format!(
+        "; the clocks of this machine and of AWS differ too much, which the next call allows for; or the secret access key of \
+         {who} is wrong"
+    )
+}
+
+/// A wrong signature may be that of a wrong key.
+fn is_of_credentials(reason: Reason) -> bool {
+    matches!(reason, Reason::Identity | Reason::Clock)
 }
 
 /// Who nobody trusts is a matter of identity: no key's policy is at fault.

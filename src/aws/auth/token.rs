@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{config::Token, domain::value::SecretValue};
+use crate::{aws::file, config::Token, domain::value::SecretValue};
 
 /// A token of a service account has about 1 KiB.
 const LARGEST: u64 = 64 * 1024;
@@ -54,12 +54,8 @@ pub(super) fn place(token: &Token) -> String {
 }
 
 fn read_file(file: &Path) -> Result<SecretValue, String> {
-    let metadata = std::fs::metadata(file).map_err(|error| error.kind().to_string())?;
-    // Not opened before it is known to be a file: the opening of a pipe waits for a writer.
-    if !metadata.is_file() || metadata.len() > LARGEST {
-        return Err("not a regular file of 64 KiB at most".to_owned());
-    }
-    let text = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| error.kind().to_string())?);
+    let bytes = Zeroizing::new(file::read(file, LARGEST)?);
+    let text = std::str::from_utf8(&bytes).map_err(|_| "not text".to_owned())?;
     let token = SecretValue::new(text.trim().to_owned());
     if token.expose().is_empty() { Err("the file is empty".to_owned()) } else { Ok(token) }
 }

@@ -49,9 +49,16 @@ fn simulate(access: &Access, form: &Form, caller: &Principal) -> Result<String, 
 
 fn member(action: &str, resource: &str, allowed: bool) -> String {
     let (action, resource) = (escape(action), escape(resource));
-    let decision = if allowed { "allowed" } else { "implicitDeny" };
+    let (decision, matched) = if allowed {
+        (
+            "allowed",
+            "<MatchedStatements><member><SourcePolicyType>IAM Policy</SourcePolicyType></member></MatchedStatements>",
+        )
+    } else {
+        ("implicitDeny", "<MatchedStatements/>")
+    };
     format!(
-        "<member><MatchedStatements/><MissingContextValues/><EvalResourceName>{resource}</EvalResourceName>\
+        "<member>{matched}<MissingContextValues/><EvalResourceName>{resource}</EvalResourceName>\
          <EvalDecision>{decision}</EvalDecision><EvalActionName>{action}</EvalActionName></member>"
     )
 }
