@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{auth::Auth, client::Connection},
-    config::{self, Config, Credentials, Endpoints, Environment, Identity, OutputKind, Sources},
+    config::{self, Config, Credentials, Environment, Identity, OutputKind, Sources},
     health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, Status},
     http::{self, Admin, Port},
     metrics::Metrics,
@@ -94,7 +94,7 @@ impl Daemon {
         };
         let identity = described(&aws, &aws.reader);
         let source = if reads {
-            let connection = connect(&aws, refresh.call_timeout, now, &metrics)?;
+            let connection = Connection::new(&aws, refresh.call_timeout, now, Arc::clone(&metrics))?;
             Some(reader(aws, &connection)?)
         } else {
             None
@@ -293,34 +293,13 @@ pub fn described(aws: &config::Aws, identity: &Identity) -> IdentityStatus {
     }
 }
 
-/// The connection that all clients share.
-///
-/// # Errors
-/// If the network's settings cannot be used.
-pub fn connect(
-    aws: &config::Aws,
-    call_timeout: Duration,
-    now: fn() -> SystemTime,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<Connection> {
-    Ok(Connection::new(aws, call_timeout, now, Arc::clone(metrics))?)
-}
-
-/// Somebody in AWS, not yet asked for credentials.
-///
-/// # Errors
-/// If nothing says who that is.
-pub fn identity(identity: Identity, endpoints: &Endpoints, connection: &Connection) -> anyhow::Result<Arc<Auth>> {
-    Auth::new(identity, endpoints, connection.clone()).map_err(|problem| anyhow::anyhow!(problem.message))
-}
-
 /// Whoever reads, with the client that asks for it; nothing is asked yet.
 ///
 /// # Errors
 /// If nothing says who keytide is.
 pub fn reader(aws: config::Aws, connection: &Connection) -> anyhow::Result<Reader> {
     let config::Aws { reader, endpoints, region: _, writer: _, network: _, overrides: _ } = aws;
-    let auth = identity(reader, &endpoints, connection)?;
+    let auth = Auth::new(reader, &endpoints, connection.clone())?;
     let interceptor = connection.interceptor();
     let mut builder = aws_sdk_secretsmanager::config::Builder::from(&auth.sdk_config()).interceptor(interceptor);
     builder.set_endpoint_url(endpoints.secrets_manager);

@@ -46,11 +46,12 @@ const ARROWS: [(&str, &str); 8] = [
 ];
 
 /// Foreign crates, and the files that may name them: a directory ends in `/`.
-const GATEKEEPERS: [(&str, &[&str]); 15] = [
+const GATEKEEPERS: [(&str, &[&str]); 16] = [
     ("aws_sdk_secretsmanager", &["source/secrets_manager.rs", "aws/outcome.rs", "daemon.rs"]),
     ("aws_sdk_sts", &["aws/"]),
     ("aws_credential_types", &["aws/"]),
     ("aws_runtime", &["aws/"]),
+    ("aws_sigv4", &["aws/iam.rs"]),
     ("aws_smithy_", &["aws/"]),
     ("aws_types", &["aws/"]),
     ("notify::", &["watch.rs"]),

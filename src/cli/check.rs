@@ -186,9 +186,9 @@ async fn online(config: Config, simulate: bool) -> anyhow::Result<(Online, Vec<S
     let Config { mut aws, keys, wholesale, refresh, virtual_keys, .. } = config;
     let metrics = Arc::new(Metrics::new(std::iter::empty()));
     let statuses = (daemon::described(&aws, &aws.reader), aws.writer.as_ref().map(|one| daemon::described(&aws, one)));
-    let connection = daemon::connect(&aws, refresh.call_timeout, telemetry::wall_clock(), &metrics)?;
+    let connection = Connection::new(&aws, refresh.call_timeout, telemetry::wall_clock(), metrics)?;
     let (region, endpoints) = (aws.region.clone(), aws.endpoints.clone());
-    let writer = aws.writer.take().map(|writer| daemon::identity(writer, &endpoints, &connection)).transpose()?;
+    let writer = aws.writer.take().map(|writer| Auth::new(writer, &endpoints, connection.clone())).transpose()?;
     let mut reader = daemon::reader(aws, &connection)?;
     let mut online = Online::default();
     let mut problems = Vec::new();

@@ -186,3 +186,26 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_pin_that_was_left_empty_or_refers_to_nothing_is_an_error() {
+    let with = |aws: &str| format!("keytide:\n  aws: {{region: us-east-1, {aws}}}\n  primary_secret: {{name: app}}\n");
+    for aws in
+        ["expect_role: ", "expect_role: null", "expect_role: \"\"", "expect_role: []", "expect_role: os.environ/GONE"]
+    {
+        let errors = errors(&with(aws));
+        assert!(errors.iter().any(|error| error.contains("keytide.aws.expect_role")), "{aws}: {errors:?}");
+    }
+    // What decides who keytide is, is not left out because a variable is not set.
+    for aws in [
+        "profile: os.environ/GONE",
+        "web_identity_token_file: os.environ/GONE",
+        "roles: [{arn: \"arn:aws:iam::123456789012:role/a\", external_id: os.environ/GONE}]",
+    ] {
+        let errors = errors(&with(aws));
+        assert!(errors.iter().any(|error| error.contains("is not set")), "{aws}: {errors:?}");
+    }
+    let config = loaded(&with("expect_role: [\"arn:aws:iam::123456789012:role/a\", \"123456789012\"]"));
+    assert!(config.aws.reader.expected.is_set());
+    assert_eq!(errors(&with("expect_role: [\"arn:aws:iam::123456789012:role/a\", \"999999999999\"]")).len(), 1);
+}

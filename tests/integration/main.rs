@@ -25,7 +25,6 @@ mod documents;
 mod doors;
 mod expected;
 mod files;
-mod identity;
 mod kill;
 mod network;
 mod online;
