@@ -36,7 +36,7 @@ const SECRETS: usize = 100;
 /// The most ids of one `BatchGetSecretValue`.
 const BATCH: usize = 20;
 /// Odd, so that there is one in the middle.
-const RUNS: usize = 15;
+const RUNS: usize = 31;
 /// The longest that one run may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How this program is called when it plays the part of the bare SDK.

@@ -130,9 +130,7 @@ impl Auth {
     /// # Errors
     /// If the configuration chose none.
     pub fn new(identity: Identity, endpoints: &Endpoints, connection: Connection) -> Result<Arc<Self>, Problem> {
-        if let Some(missing) = identity.missing() {
-            return Err(Problem::new(Reason::Identity, missing));
-        }
+        let missing = identity.missing();
         let Identity { base, roles, expected } = identity;
         let sts = Sts::new(&connection, endpoints);
         let world = Arc::new(World { sts, connection });
@@ -145,7 +143,7 @@ impl Auth {
             Credentials::WebIdentity { role, token } => Way::WebIdentity { role, token },
             Credentials::Container(container) => Way::Container(container),
             Credentials::Instance(address) => Way::Instance(address),
-            Credentials::Missing => return Err(Problem::new(Reason::Identity, "no AWS credentials")),
+            Credentials::Missing => return Err(Problem::new(Reason::Identity, missing.unwrap_or_default())),
         };
         let mut roles = roles.into_iter().zip(tagged).peekable();
         let mut way = base;
