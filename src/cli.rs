@@ -19,7 +19,7 @@ use clap_complete::Shell;
 
 use crate::{
     config::{self, Sources},
-    domain::identity::Account,
+    domain::identity::{Account, RoleArn},
     health::IdentityStatus,
     telemetry::{self, Level},
 };
@@ -121,8 +121,11 @@ struct PolicyArgs {
     /// How the pod gets its credentials; by default as the environment says, else so that both ways of EKS work
     #[arg(long, value_enum)]
     identity: Option<policy::Way>,
+    /// The role of the pod, where roles that the configuration names are assumed from it
+    #[arg(long, value_name = "ARN", value_parser = role)]
+    base_role: Option<RoleArn>,
     /// The OIDC provider of the cluster (aws eks describe-cluster), for IRSA
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = oidc_provider)]
     oidc_provider: Option<String>,
     /// The service account of the pod, for IRSA
     #[arg(long, value_name = "NAMESPACE:NAME", value_parser = service_account)]
@@ -203,6 +206,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
             config,
             account,
             identity,
+            base_role,
             oidc_provider,
             service_account,
             kms_keys,
@@ -210,7 +214,16 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
             of,
             output,
         }) => {
-            let options = policy::Options { account, identity, oidc_provider, service_account, kms_keys, document, of };
+            let options = policy::Options {
+                account,
+                identity,
+                base_role,
+                oidc_provider,
+                service_account,
+                kms_keys,
+                document,
+                of,
+            };
             policy::policy(&config.sources(), &options, output)
         }
         Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
@@ -295,6 +308,23 @@ fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
 
 fn account(text: &str) -> Result<Account, String> {
     Account::parse(text).ok_or_else(|| "expected twelve digits".to_owned())
+}
+
+fn role(text: &str) -> Result<RoleArn, String> {
+    RoleArn::parse(text).ok_or_else(|| RoleArn::EXPECTED.to_owned())
+}
+
+/// As IAM names it: without `https://`.
+fn oidc_provider(text: &str) -> Result<String, String> {
+    let name = text.trim_start_matches("https://").trim_end_matches('/');
+    let host = name.split('/').next().unwrap_or_default();
+    let legal = name.chars().all(|c| c.is_ascii_alphanumeric() || "-._/".contains(c));
+    if legal && host.contains('.') {
+        Ok(name.to_owned())
+    } else {
+        Err("expected the URL of an OIDC provider, such as https://oidc.eks.us-east-1.amazonaws.com/id/EXAMPLE"
+            .to_owned())
+    }
 }
 
 fn kms_key(text: &str) -> Result<String, String> {

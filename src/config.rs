@@ -20,7 +20,7 @@ use crate::domain::{
     identity::{Expected, Role},
     mapping::{Format, Key, Origin, Request, Selection, Wholesale},
     names::{EnvName, FileName, KeyName, OutputName, SecretId},
-    value::SecretValue,
+    value::{SecretValue, is_visible},
 };
 
 mod aws;
@@ -683,6 +683,23 @@ impl Identity {
         let first = if let Credentials::WebIdentity { role, .. } = &self.base { Some(role) } else { None };
         first.into_iter().chain(&self.roles)
     }
+}
+
+// === impl StaticKeys ===
+
+impl StaticKeys {
+    /// True if they could be keys: visible characters, as they stand in the header of a request.
+    #[must_use]
+    pub fn is_legal(&self) -> bool {
+        let Self { access_key_id, secret_access_key, session_token } = self;
+        is_visible(access_key_id)
+            && access_key_id.len() <= Self::LONGEST_ID
+            && secret_access_key.is_visible()
+            && session_token.as_ref().is_none_or(SecretValue::is_visible)
+    }
+
+    /// The longest id (STS, `AccessKeyId`).
+    pub const LONGEST_ID: usize = 128;
 }
 
 // === impl Token ===

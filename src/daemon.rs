@@ -212,10 +212,10 @@ impl Daemon {
                 };
                 supervisor.start("config", reload.run(stop.clone()));
             }
-            let watch = Watch::new(&directories, vec![hints, changed]);
             let stop = stop.clone();
+            // Made when the first read is on its way: that is what a pod waits for.
             supervisor.start("watch", async move {
-                watch.run(stop, health).await;
+                Watch::new(&directories, vec![hints, changed]).run(stop, health).await;
                 Ok(Ending::Stopped)
             });
         }

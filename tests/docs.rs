@@ -79,6 +79,7 @@ fn the_commands_of_the_documents_can_be_typed() {
             let arguments = arguments.iter().map(|word| match *word {
                 "$ACCOUNT" => "123456789012",
                 "$NAMESPACE:$SERVICE_ACCOUNT" => "my-app:my-app",
+                "$OIDC" => "https://oidc.eks.us-east-1.amazonaws.com/id/EXAMPLE",
                 word => word,
             });
             if let Err(error) = keytide::cli::Cli::try_parse_from(arguments) {

@@ -280,6 +280,7 @@ impl Auth {
                 Ok(session) => {
                     if self.last {
                         self.metrics().credentials_expiry(session.expires_at());
+                        self.tell(cache.session.as_ref(), &session);
                     }
                     cache.rejected = false;
                     cache.failed = None;
@@ -303,6 +304,17 @@ impl Auth {
                 },
             }
         })
+    }
+
+    /// Says who this is, the first time and whenever that is somebody else.
+    fn tell(&self, before: Option<&Session>, now: &Session) {
+        let caller = |session: &Session| session.proof.as_ref().map(|proof| proof.caller().clone());
+        if before.is_some_and(|before| caller(before) == caller(now)) {
+            return;
+        }
+        let who = self.who();
+        let caller = caller(now).map_or_else(String::new, |caller| format!(", {caller}"));
+        tracing::info!("keytide has the credentials of {who}{caller}");
     }
 
     async fn obtain(&self, cache: &mut Cache) -> Result<Session, Problem> {

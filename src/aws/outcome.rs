@@ -64,7 +64,12 @@ impl Failure {
             SdkError::DispatchFailure(failure) if failure.is_timeout() => {
                 plain(Reason::Unavailable, "no connection in time")
             }
-            SdkError::DispatchFailure(failure) if failure.is_io() => plain(Reason::Unavailable, "no connection"),
+            SdkError::DispatchFailure(failure) if failure.is_io() => {
+                let cause = causes(failure).find_map(|error| Some(error.downcast_ref::<std::io::Error>()?.kind()));
+                let cause = cause.filter(|kind| *kind != std::io::ErrorKind::Other);
+                let code = cause.map_or("no connection".to_owned(), |kind| format!("no connection: {kind}"));
+                plain(Reason::Unavailable, &code)
+            }
             SdkError::DispatchFailure(_) => plain(Reason::Unavailable, "the request could not be sent"),
             SdkError::ResponseError(_) => plain(Reason::Unavailable, "an answer that cannot be read"),
             _ => plain(Reason::Unknown, "a request that could not be built"),

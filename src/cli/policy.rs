@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct Options {
     pub(super) account: Option<Account>,
     pub(super) identity: Option<Way>,
+    pub(super) base_role: Option<RoleArn>,
     pub(super) oidc_provider: Option<String>,
     pub(super) service_account: Option<String>,
     pub(super) kms_keys: Vec<String>,
@@ -73,13 +74,13 @@ struct Document {
 const BASE: &str = "base";
 const OIDC_PROVIDER: &str = "<OIDC_PROVIDER>";
 const SERVICE_ACCOUNT: &str = "<NAMESPACE:NAME>";
-const PRINCIPAL: &str = "<ARN_OF_THE_ONE_BEFORE>";
+const PRINCIPAL: &str = "<BASE_ROLE>";
 /// What stands in a document where nobody said it, and what says it.
 const PLACEHOLDERS: [(&str, &str); 4] = [
     (ACCOUNT, "give --account"),
     (OIDC_PROVIDER, "give --oidc-provider"),
     (SERVICE_ACCOUNT, "give --service-account"),
-    (PRINCIPAL, "put in the ARN of the role or user that assumes this role, which the configuration does not say"),
+    (PRINCIPAL, "give --base-role"),
 ];
 
 /// Prints the documents. A bare one in which something is left to fill in ends with 1, so that nobody pipes it into AWS.
@@ -214,7 +215,6 @@ fn add_chain(
 ) {
     let Identity { base, roles, expected } = identity;
     let provider = options.oidc_provider.as_deref().unwrap_or(OIDC_PROVIDER);
-    let provider = provider.trim_start_matches("https://").trim_end_matches('/');
     let service_account = options.service_account.as_deref().unwrap_or(SERVICE_ACCOUNT);
     let irsa = |account: Option<&Account>| {
         let trusted = Trusted::ServiceAccount { provider, service_account };
@@ -222,7 +222,7 @@ fn add_chain(
     };
     let pod_identity = || (Kind::PodIdentityTrust, Policy::trusting(&Trusted::PodIdentity, partition_of(region), None));
     // Of a pod whose role the configuration does not name, the role that is expected is the one.
-    let named = expected.role.clone().filter(|_| roles.is_empty());
+    let named = options.base_role.clone().or_else(|| expected.role.clone().filter(|_| roles.is_empty()));
     let of_pod = |words: &str| named.as_ref().map_or(words.to_owned(), ToString::to_string);
     let (name, arn, trust) = match base {
         Credentials::Static(keys) => (format!("the user of access key {}", keys.access_key_id), None, Vec::new()),

@@ -1,6 +1,6 @@
 //! Our block's part on AWS: who keytide is there, and where AWS is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
@@ -180,11 +180,11 @@ impl AwsBlock {
             roles: check_roles("keytide.aws.roles", roles, reader),
             expected: reader.certain(&path("expect_role"), expect_role),
             allow_instance_role: reader.value(&path("allow_instance_role"), allow_instance_role).unwrap_or(false),
-            fips: reader.field(&path("use_fips_endpoint"), use_fips_endpoint),
-            dual_stack: reader.field(&path("use_dualstack_endpoint"), use_dualstack_endpoint),
-            secrets_manager: reader.field(&path("endpoint_url.secrets_manager"), secrets_manager),
-            sts: reader.field(&path("endpoint_url.sts"), sts),
-            iam: reader.field(&path("endpoint_url.iam"), iam),
+            fips: reader.certain(&path("use_fips_endpoint"), use_fips_endpoint),
+            dual_stack: reader.certain(&path("use_dualstack_endpoint"), use_dualstack_endpoint),
+            secrets_manager: reader.certain(&path("endpoint_url.secrets_manager"), secrets_manager),
+            sts: reader.certain(&path("endpoint_url.sts"), sts),
+            iam: reader.certain(&path("endpoint_url.iam"), iam),
             allow_plain_http: reader.value(&path("allow_plain_http"), allow_plain_http).unwrap_or(false),
             connect_timeout: reader
                 .value(&path("connect_timeout"), connect_timeout)
@@ -234,6 +234,12 @@ impl RoleBlock {
                 reader.findings.error(&key.place, "expected a key of session_tags");
             }
             transitive.push(name);
+        }
+        let lower: BTreeSet<String> = session_tags.iter().map(|(key, _)| key.to_lowercase()).collect();
+        if lower.len() < session_tags.len() || lower.iter().any(|key| key.starts_with("aws:")) {
+            let message =
+                "expected keys of session_tags that differ in more than their case, and do not begin with aws:";
+            reader.findings.error(place, message);
         }
         if session_tags.len() > Role::MOST_TAGS {
             reader.findings.error(place, "expected at most 50 session_tags");

@@ -287,11 +287,19 @@ fn ambient(beginning: &Beginning, findings: &mut Findings<'_>) -> Result<Credent
 fn static_keys(findings: &mut Findings<'_>) -> Result<Option<StaticKeys>, Noted> {
     let pair = pair(ACCESS_KEY_ID, "AWS_SECRET_ACCESS_KEY", findings)?;
     let session_token = findings.environment.set("AWS_SESSION_TOKEN");
-    Ok(pair.map(|(id, secret)| StaticKeys {
+    let Some((id, secret)) = pair else { return Ok(None) };
+    let keys = StaticKeys {
         access_key_id: id.to_owned(),
         secret_access_key: SecretValue::new(secret.to_owned()),
         session_token: session_token.map(|token| SecretValue::new(token.to_owned())),
-    }))
+    };
+    if keys.is_legal() {
+        return Ok(Some(keys));
+    }
+    let message = "this, AWS_SECRET_ACCESS_KEY or AWS_SESSION_TOKEN holds what no key holds, such as a space or a line break at \
+                   its end";
+    findings.error(&Place::environment(ACCESS_KEY_ID), message);
+    Err(Noted)
 }
 
 /// Both variables, or none of them; the half is an error.
@@ -402,7 +410,7 @@ fn container(findings: &mut Findings<'_>) -> Result<Option<Container>, Noted> {
         Some(file) => Some(token_file(file, &Place::environment(TOKEN_FILE), findings)?),
         None => environment
             .set("AWS_CONTAINER_AUTHORIZATION_TOKEN")
-            .map(|token| Token::Text(SecretValue::new(token.to_owned()))),
+            .map(|token| Token::Text(SecretValue::new(token.trim().to_owned()))),
     };
     Ok(Some(Container { address, path, token }))
 }

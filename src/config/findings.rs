@@ -207,12 +207,10 @@ impl<'a, 'e> Reader<'a, 'e> {
 
     /// The value of a field that its block must have.
     pub(super) fn required<T: Field>(&mut self, block: &Place, name: &str, field: Option<Unchecked<T>>) -> Option<T> {
-        let errors = self.findings.errors.len();
-        let value = self.value(&format!("{}.{name}", block.path), field);
-        if value.is_none() && self.findings.errors.len() == errors {
+        if field.is_none() {
             self.findings.error(block, format!("{name} is required"));
         }
-        value
+        self.certain(&format!("{}.{name}", block.path), field).map(|given| given.value)
     }
 
     /// Puts the variable in the place of `os.environ/NAME`; none, and a notice, where it is missing.

@@ -81,7 +81,8 @@ impl RoleArn {
     pub fn parse(text: &str) -> Option<Self> {
         let parts = Parts::of(text)?;
         let name = parts.resource.strip_prefix("role/")?.rsplit('/').next()?;
-        let legal = parts.service == "iam" && parts.region.is_empty() && !name.is_empty();
+        let characters = parts.resource.chars().all(|c| c.is_ascii_alphanumeric() || "/_+=,.@-".contains(c));
+        let legal = parts.service == "iam" && parts.region.is_empty() && !name.is_empty() && characters;
         (legal && Account::parse(parts.account).is_some()).then(|| Self(text.to_owned()))
     }
 
@@ -305,6 +306,7 @@ mod tests {
             "arn:aws:sts::123456789012:assumed-role/keytide/pod",
             "arn:gcp:iam::123456789012:role/keytide",
             "arn:aws:iam::123456789012:role/key tide",
+            "arn:aws:iam::123456789012:role/*",
         ] {
             assert_eq!(RoleArn::parse(text), None, "{text}");
         }

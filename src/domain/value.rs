@@ -79,6 +79,12 @@ impl SecretValue {
         self.len() == 0
     }
 
+    /// True for a text of visible ASCII characters, and at least one.
+    #[must_use]
+    pub fn is_visible(&self) -> bool {
+        is_visible(self.expose())
+    }
+
     /// Joins the pieces of a template.
     #[must_use]
     pub fn concat<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> Self {
@@ -217,6 +223,12 @@ fn percent_encode(text: &str, into: &mut String) {
             into.extend([byte >> 4, byte & 15].iter().filter_map(|&digit| HEX.get(usize::from(digit))));
         }
     }
+}
+
+/// True for a text of visible ASCII characters, and at least one.
+#[must_use]
+pub fn is_visible(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]

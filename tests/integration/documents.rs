@@ -276,3 +276,25 @@ fn the_pods_own_role_is_not_of_the_account_of_a_role_further_on() {
         "arn:aws:iam::123456789012:oidc-provider/oidc.example.com/id/A"
     );
 }
+
+#[test]
+fn a_provider_that_can_be_none_is_refused() {
+    let stage = of_pod(&block("interval: 5m", ONE));
+    for wrong in ["", "None", "http://x y", "https://", "*.example.com"] {
+        let output = policy(&stage, &["--oidc-provider", wrong, "--document", "irsa-trust"]);
+        assert_eq!(output.status.code(), Some(64), "{wrong}: {}", stdout(&output));
+    }
+}
+
+#[test]
+fn the_role_of_the_pod_can_be_said_where_the_configuration_does_not() {
+    let config =
+        block("interval: 5m", ONE).replace("us-east-1}", &format!("us-east-1, roles: [{{arn: \"{WRITER}\"}}]}}"));
+    let stage = stage(&config);
+    let trust = ["--document", "role-trust"];
+    let output = policy(&stage, &trust);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--base-role"), "{}", stderr(&output));
+    let whole = bare(&stage, &[&trust[..], &["--base-role", ROLE, "--identity", "irsa"]].concat());
+    assert_eq!(whole["Statement"][0]["Principal"]["AWS"], ROLE);
+}

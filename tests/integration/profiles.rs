@@ -267,3 +267,27 @@ fn a_profiles_file_that_is_a_pipe_does_not_hold_up_the_start() {
     assert_eq!(daemon.wait(), 1);
     says(&daemon.log(), &[&file.display().to_string()]);
 }
+
+#[test]
+fn a_profile_whose_files_are_gone_is_told_at_the_start_and_is_no_end_later() {
+    let mut stage = nobody(Seed { session_lifetime_seconds: Some(2), ..seed() });
+    shared_files(&mut stage, &TEAM.replace("ROLE/", &arn("")), &credentials("base"));
+    stage.env("AWS_PROFILE", "team");
+    let (config, keys) = (stage.path("aws/config"), stage.path("aws/credentials"));
+    let texts = (fs::read(&config).unwrap(), fs::read(&keys).unwrap());
+    let remove = || {
+        fs::remove_file(&config).unwrap();
+        fs::remove_file(&keys).unwrap();
+    };
+    remove();
+    fails(&stage, 1, &["profile team", "neither file is there"]);
+    stage.write("aws/config", &texts.0);
+    stage.write("aws/credentials", &texts.1);
+    let mut scene = play(stage);
+    remove();
+    scene.suffers("identity", &["neither file is there"]);
+    assert!(scene.daemon.is_running());
+    scene.stage.write("aws/config", &texts.0);
+    scene.stage.write("aws/credentials", &texts.1);
+    scene.recovers();
+}

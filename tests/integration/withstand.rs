@@ -278,3 +278,30 @@ fn a_start_without_credentials_asks_nobody_and_names_every_way() {
     assert!(stage.aws.requests().is_empty());
     assert_eq!(stage.values(), json!(null));
 }
+
+#[test]
+fn a_key_with_a_line_break_at_its_end_is_an_error_that_says_so_and_no_panic() {
+    for (name, value) in [
+        ("AWS_ACCESS_KEY_ID", format!("{ACCESS_KEY_ID}\n")),
+        ("AWS_ACCESS_KEY_ID", " ".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "canary-secret-with-an-end\n".to_owned()),
+        ("AWS_SESSION_TOKEN", "canary token".to_owned()),
+    ] {
+        let mut stage = somebody(Seed::default());
+        stage.env(name, &value);
+        let log = fails(&stage, 64, &["AWS_ACCESS_KEY_ID", "holds what no key holds"]);
+        assert!(!log.contains("panicked") && !log.contains("canary"), "{log}");
+    }
+}
+
+#[test]
+fn an_answer_whose_id_is_no_id_is_no_panic() {
+    let answer = "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
+                  <AccessKeyId>AS&#10;IA</AccessKeyId><SecretAccessKey>x</SecretAccessKey><SessionToken>y</SessionToken>\
+                  <Expiration>2100-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>";
+    let stage = somebody(Seed::default().role(of_user("app")));
+    aws(&stage, &format!("roles: [{{arn: \"{}\"}}]", arn("app")));
+    stage.aws.fault(Fault::on("AssumeRole").kind(FaultKind::Body(answer.to_owned())));
+    let log = fails(&stage, 1, &["AssumeRole", "the answer holds no valid credentials"]);
+    assert!(!log.contains("panicked"), "{log}");
+}

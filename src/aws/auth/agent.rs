@@ -64,12 +64,15 @@ pub(super) async fn container(agent: &Container, limit: Duration) -> Result<Sess
         Ok(Ok(AgentAnswer { status, .. })) if status >= 500 || status == 429 => {
             Err(failed(Reason::Unavailable, &format!("HTTP status {status}"), ""))
         }
-        Ok(Ok(AgentAnswer { status, .. })) => Err(failed(
-            Reason::Identity,
-            &format!("HTTP status {status}"),
-            "; the service account needs a Pod Identity association, made before the pod, and its role must trust \
-             pods.eks.amazonaws.com for sts:AssumeRole and sts:TagSession",
-        )),
+        Ok(Ok(AgentAnswer { status, .. })) => {
+            let advice = if headers.is_empty() {
+                "; no token was sent: AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE is not set"
+            } else {
+                "; the service account needs a Pod Identity association, made before the pod, and its role must trust \
+                 pods.eks.amazonaws.com for sts:AssumeRole and sts:TagSession"
+            };
+            Err(failed(Reason::Identity, &format!("HTTP status {status}"), advice))
+        }
     }
 }
 

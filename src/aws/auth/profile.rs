@@ -69,7 +69,7 @@ pub(super) async fn resolve(profile: &Profile) -> Result<Resolved<'_>, Problem> 
         if let Some((setting, why)) = REFUSED.iter().find(|(setting, _)| section.get(setting).is_some()) {
             return Err(wrong(&format!("{setting} is not supported, since {why}; expected static keys or a role")));
         }
-        let keys = static_keys(section).map_err(|missing| wrong(&format!("it has no {missing}")))?;
+        let keys = static_keys(section).map_err(wrong)?;
         // As AWS's tools do: the source of another profile gives its keys, if it has any, and not its role.
         let role = if keys.is_some() && !roles.is_empty() {
             None
@@ -160,15 +160,18 @@ fn static_keys(section: &Section) -> Result<Option<StaticKeys>, &'static str> {
     const ID: &str = "aws_access_key_id";
     const SECRET: &str = "aws_secret_access_key";
     let secret = |setting| text(section, setting).map(|text| SecretValue::new(text.to_owned()));
-    match (text(section, ID), secret(SECRET)) {
-        (Some(id), Some(secret_access_key)) => Ok(Some(StaticKeys {
-            access_key_id: id.to_owned(),
-            secret_access_key,
-            session_token: secret("aws_session_token"),
-        })),
-        (None, None) => Ok(None),
-        (None, Some(_)) => Err(ID),
-        (Some(_), None) => Err(SECRET),
+    let keys = match (text(section, ID), secret(SECRET)) {
+        (Some(id), Some(secret_access_key)) => {
+            StaticKeys { access_key_id: id.to_owned(), secret_access_key, session_token: secret("aws_session_token") }
+        }
+        (None, None) => return Ok(None),
+        (None, Some(_)) => return Err("it has no aws_access_key_id"),
+        (Some(_), None) => return Err("it has no aws_secret_access_key"),
+    };
+    if keys.is_legal() {
+        Ok(Some(keys))
+    } else {
+        Err("its keys hold what no key holds, such as a space or a second line")
     }
 }
 
@@ -178,6 +181,9 @@ fn text<'a>(section: &'a Section, setting: &str) -> Option<&'a str> {
 
 async fn read(profile: &Profile) -> Result<EnvConfigSections, Problem> {
     let Profile { name, credentials_file, config_file, .. } = profile;
+    if ![credentials_file, config_file].iter().any(|path| path.exists()) {
+        return Err(wrong(profile, name, "neither file is there"));
+    }
     let mut files = EnvConfigFiles::builder();
     for (kind, path) in [(EnvConfigFileKind::Credentials, credentials_file), (EnvConfigFileKind::Config, config_file)] {
         // Either may be missing.

@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
 
-use crate::{config::StaticKeys, domain::identity::Caller};
+use crate::{
+    config::StaticKeys,
+    domain::{identity::Caller, value::is_visible},
+};
 
 /// Where the SDK's messages say that credentials come from.
 const PROVIDER: &str = "keytide";
@@ -38,9 +41,10 @@ impl Session {
         Self { credentials, proof: None }
     }
 
-    /// Temporary credentials; none if some part is missing, as in an answer that was cut in half.
+    /// Temporary credentials; none if some part is missing, as in an answer that was cut in half, or cannot be one: the SDK
+    /// ends the process over an id that is not legal in a header.
     pub(super) fn temporary(id: &str, secret: &str, token: &str, expiry: SystemTime) -> Option<Self> {
-        let whole = [id, secret, token].iter().all(|part| !part.is_empty());
+        let whole = [id, secret, token].into_iter().all(is_visible) && id.len() <= StaticKeys::LONGEST_ID;
         let credentials = || Credentials::new(id, secret, Some(token.to_owned()), Some(expiry), PROVIDER);
         whole.then(|| Self { credentials: credentials(), proof: None })
     }

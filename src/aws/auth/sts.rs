@@ -117,7 +117,7 @@ impl Sts {
         const ACTION: &str = "AssumeRoleWithWebIdentity";
         let Role { arn, session_name, duration, external_id: _, session_tags: _, transitive_tag_keys: _ } = role;
         let place = token::place(token);
-        let (token, end) = token::read_web_identity(token).map_err(|what| Refusal {
+        let (token, claims) = token::read_web_identity(token).map_err(|what| Refusal {
             credentials_ended: false,
             problem: Problem::new(
                 Reason::Identity,
@@ -141,13 +141,16 @@ impl Sts {
                 let failure = Failure::of(&error);
                 let advice = match failure.reason {
                     Reason::Denied => {
-                        "; the role's trust policy must allow sts:AssumeRoleWithWebIdentity to this cluster's OIDC \
-                         provider, for this service account and the audience sts.amazonaws.com (keytide policy prints one)"
-                            .to_owned()
+                        let account = claims.service_account().map(|name| format!(" {name}")).unwrap_or_default();
+                        format!(
+                            "; the role's trust policy must allow sts:AssumeRoleWithWebIdentity to this cluster's OIDC \
+                             provider, for this service account{account} and the audience sts.amazonaws.com (keytide \
+                             policy prints one)"
+                        )
                     }
                     Reason::Refused => "; is the session's duration within the role's maximum, and STS active in this region?"
                         .to_owned(),
-                    Reason::Identity => match end.filter(|end| *end <= seconds(&self.clock)) {
+                    Reason::Identity => match claims.exp.filter(|end| *end <= seconds(&self.clock)) {
                         Some(end) => format!("; the token in {place} ended at {}: the kubelet writes a new one", at(end)),
                         None => format!(
                             "; the token in {place} is not valid for it: is it of this cluster, and is the cluster's OIDC \
@@ -162,7 +165,7 @@ impl Sts {
                 }
             })?;
         let session = self.session(answer.credentials, answer.assumed_role_user);
-        session.map(|session| (session, end)).ok_or_else(|| incomplete(ACTION, role))
+        session.map(|session| (session, claims.exp)).ok_or_else(|| incomplete(ACTION, role))
     }
 
     /// Whose credentials these are, by `GetCallerIdentity`, which needs no permission.

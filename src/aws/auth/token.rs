@@ -11,10 +11,13 @@ use crate::{aws::file, config::Token, domain::value::SecretValue};
 /// A token of a service account has about 1 KiB.
 const LARGEST: u64 = 64 * 1024;
 
-/// The one claim that is looked at. Nothing is proved by it: STS checks the signature.
-#[derive(Deserialize)]
-struct Claims {
-    exp: Option<i64>,
+/// What a token says of itself. Nothing is proved by it: STS checks the signature.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Claims {
+    /// When it ends, in seconds since the Unix epoch (RFC 7519, 4.1.4).
+    pub(super) exp: Option<i64>,
+    #[serde(default)]
+    sub: String,
 }
 
 /// Reads the token.
@@ -28,20 +31,31 @@ pub(super) fn read(token: &Token) -> Result<SecretValue, String> {
     }
 }
 
-/// The same, with the end of a JSON web token (`exp`, RFC 7519, 4.1.4), in seconds since the Unix epoch.
+/// The same, with what a JSON web token says of itself.
 ///
 /// # Errors
 /// In words why it cannot be one.
-pub(super) fn read_web_identity(token: &Token) -> Result<(SecretValue, Option<i64>), String> {
+pub(super) fn read_web_identity(token: &Token) -> Result<(SecretValue, Claims), String> {
     let token = read(token)?;
     let parts: Vec<&str> = token.expose().split('.').collect();
     match parts[..] {
         [header, payload, signature] if ![header, payload, signature].contains(&"") => {
             let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload).unwrap_or_default());
-            let end = serde_json::from_slice::<Claims>(&payload).ok().and_then(|claims| claims.exp);
-            Ok((token, end))
+            let claims = serde_json::from_slice::<Claims>(&payload).unwrap_or_default();
+            Ok((token, claims))
         }
         _ => Err("not a whole JSON web token".to_owned()),
+    }
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// The service account that the token is of, as `NAMESPACE:NAME`, if it is of one: what a trust policy must name.
+    pub(super) fn service_account(&self) -> Option<&str> {
+        let account = self.sub.strip_prefix("system:serviceaccount:")?;
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
+        (account.len() <= 320 && account.chars().all(legal)).then_some(account)
     }
 }
 

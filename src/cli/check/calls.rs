@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{config::Identity, source::secrets_manager::CallCount};
+use crate::{
+    config::{Credentials, Identity},
+    source::secrets_manager::CallCount,
+};
 
 /// What refreshing costs, for all pods together.
 #[derive(Debug, Serialize)]
@@ -100,12 +103,17 @@ impl Calls {
 /// About how many calls to STS the sessions of a day cost: one a hop and session, and one to prove it where that is asked.
 pub(super) fn sessions_a_day(identity: &Identity) -> u64 {
     const SESSION: Duration = Duration::from_hours(1);
-    let sessions = identity.all_roles().map(|role| {
-        let lasts = role.duration.unwrap_or(SESSION).as_secs().max(1);
-        86_400_u64.div_ceil(lasts)
-    });
-    let sessions: Vec<u64> = sessions.collect();
-    let proofs = if identity.expected.is_set() { sessions.last().copied().unwrap_or(1) } else { 0 };
+    let a_day = |lasts: Duration| 86_400_u64.div_ceil(lasts.as_secs().max(1));
+    let mut sessions: Vec<u64> = identity.all_roles().map(|role| a_day(role.duration.unwrap_or(SESSION))).collect();
+    // What a profile holds is not looked at: perhaps a role.
+    let of_profile = matches!(identity.base, Credentials::Profile(_)) && identity.roles.is_empty();
+    let of_agent = matches!(identity.base, Credentials::Container(_) | Credentials::Instance(_));
+    if of_profile {
+        sessions.push(a_day(SESSION));
+    }
+    // An agent's session lasts six hours, and is no call to STS.
+    let proved = sessions.last().copied().unwrap_or(if of_agent { 4 } else { 1 });
+    let proofs = if identity.expected.is_set() { proved } else { 0 };
     sessions.iter().sum::<u64>().saturating_add(proofs)
 }
 

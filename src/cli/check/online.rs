@@ -33,6 +33,8 @@ use crate::{
 pub(super) struct Online {
     reader: Option<IdentityStatus>,
     writer: Option<IdentityStatus>,
+    /// What else somebody should know.
+    remarks: Vec<String>,
     secrets: Vec<SecretReport>,
     /// True: read one by one, which `run` would do too.
     batch_denied: bool,
@@ -88,11 +90,11 @@ pub(super) async fn online(config: Config, simulate: bool) -> anyhow::Result<(On
     let mut online = Online::default();
     let mut problems = Vec::new();
 
-    let reading = prove(&reader.auth, statuses.0, RUN, &mut online.reader, &mut problems).await;
+    let reading = prove(&reader.auth, statuses.0, RUN, &mut online.reader, (&mut problems, &mut online.remarks)).await;
     // Who reads also writes, unless somebody else does.
     let (who_writes, writing) = match (&writer, statuses.1) {
         (Some(writer), Some(status)) => {
-            (writer, prove(writer, status, STORING, &mut online.writer, &mut problems).await)
+            (writer, prove(writer, status, STORING, &mut online.writer, (&mut problems, &mut online.remarks)).await)
         }
         _ => (&reader.auth, reading.clone()),
     };
@@ -156,7 +158,7 @@ async fn prove(
     status: IdentityStatus,
     without: &str,
     report: &mut Option<IdentityStatus>,
-    problems: &mut Vec<String>,
+    (problems, remarks): (&mut Vec<String>, &mut Vec<String>),
 ) -> Option<Option<Caller>> {
     let status = report.insert(status);
     if let Err(problem) = auth.ready().await {
@@ -173,7 +175,10 @@ async fn prove(
                 return None;
             }
             // Nobody needs to know who reads, but for whom it may be.
-            Err(_) => None,
+            Err(problem) => {
+                remarks.push(format!("who that is was not told: {problem}"));
+                None
+            }
         },
     };
     status.account = caller.as_ref().map(|caller| caller.account().to_string());
@@ -209,7 +214,7 @@ async fn ask_iam(
 impl Online {
     /// For people: a name and a text a line; no name where it belongs to the line before.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
-        let Self { reader, writer, secrets, batch_denied, writes, allow } = self;
+        let Self { reader, writer, remarks, secrets, batch_denied, writes, allow } = self;
         let mut lines = Vec::new();
         let mut line = |name: &'static str, text: String| lines.push((name, text));
         for (name, identity) in [("identity", reader), ("writer", writer)] {
@@ -219,6 +224,9 @@ impl Online {
             if identity.as_ref().is_some_and(|identity| identity.caller.is_none()) {
                 line("", "NOT PROVED".to_owned());
             }
+        }
+        for remark in remarks {
+            line("remark", remark.clone());
         }
         for SecretReport { secret, stage, result, message: _ } in secrets {
             let stage = stage.as_ref().map(|stage| format!(" at {stage}")).unwrap_or_default();
