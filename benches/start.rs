@@ -102,7 +102,7 @@ fn main() -> ExitCode {
         match measure() {
             Ok(reached) if reached || !assert => return ExitCode::SUCCESS,
             Ok(_) if attempt < ATTEMPTS => {
-                println!("\na goal was missed: measured once more, since machines are noisy")
+                println!("\na goal was missed: measured once more, since machines are noisy");
             }
             Ok(_) => {}
             Err(error) => {
