@@ -29,7 +29,7 @@ use self::{
 };
 use super::client::{Clock, Connection};
 use crate::{
-    config::{Container, Credentials, Endpoints, Identity, Profile, StaticKeys, Token},
+    config::{Container, Credentials, Endpoints, Identity, Profile, Token},
     domain::{
         identity::{Caller, Expected, Role, RoleArn},
         snapshot::{Problem, Reason},
@@ -77,14 +77,9 @@ struct World {
 
 #[derive(Debug)]
 enum Way {
-    Static(StaticKeys),
-    Profile(Profile),
-    WebIdentity {
-        role: Role,
-        token: Token,
-    },
-    Container(Container),
-    Instance(SocketAddr),
+    /// What the chain begins with.
+    Base(Credentials),
+    /// A role that is assumed from the hop before.
     Role {
         role: Role,
         /// True if its sessions carry tags, of its own or inherited ones.
@@ -130,23 +125,17 @@ impl Auth {
     /// # Errors
     /// If the configuration chose none.
     pub fn new(identity: Identity, endpoints: &Endpoints, connection: Connection) -> Result<Arc<Self>, Problem> {
-        let missing = identity.missing();
+        if let Some(missing) = identity.missing() {
+            return Err(Problem::new(Reason::Identity, missing));
+        }
         let Identity { base, roles, expected } = identity;
         let sts = Sts::new(&connection, endpoints);
         let world = Arc::new(World { sts, connection });
         // Whoever has exchanged a token knows which role that is.
         let mut probe = !matches!(base, Credentials::WebIdentity { .. });
         let tagged = policy::tagged(&roles, matches!(base, Credentials::Container(_)));
-        let base = match base {
-            Credentials::Static(keys) => Way::Static(keys),
-            Credentials::Profile(profile) => Way::Profile(profile),
-            Credentials::WebIdentity { role, token } => Way::WebIdentity { role, token },
-            Credentials::Container(container) => Way::Container(container),
-            Credentials::Instance(address) => Way::Instance(address),
-            Credentials::Missing => return Err(Problem::new(Reason::Identity, missing.unwrap_or_default())),
-        };
         let mut roles = roles.into_iter().zip(tagged).peekable();
-        let mut way = base;
+        let mut way = Way::Base(base);
         loop {
             let last = roles.peek().is_none();
             let expected = if last { expected.clone() } else { Expected::default() };
@@ -178,8 +167,8 @@ impl Auth {
     #[must_use]
     pub fn role(&self) -> Option<&RoleArn> {
         match &self.way {
-            Way::WebIdentity { role, .. } | Way::Role { role, .. } => Some(&role.arn),
-            Way::Static(_) | Way::Profile(_) | Way::Container(_) | Way::Instance(_) => self.expected.role.as_ref(),
+            Way::Base(Credentials::WebIdentity { role, .. }) | Way::Role { role, .. } => Some(&role.arn),
+            Way::Base(_) => self.expected.role.as_ref(),
         }
     }
 
@@ -216,7 +205,7 @@ impl Auth {
         let cache = self.cache.lock().await;
         let below = match &self.way {
             Way::Role { before, .. } => Some(Box::pin(before.known()).await),
-            _ => None,
+            Way::Base(_) => None,
         };
         let of_below = below.and_then(|below| below.token_expires_at);
         let session = cache.session.as_ref();
@@ -231,9 +220,8 @@ impl Auth {
     #[must_use]
     pub fn most_calls(&self) -> u32 {
         match &self.way {
-            Way::Static(_) => 1,
-            Way::Profile(_) => 8,
-            Way::WebIdentity { .. } | Way::Container(_) | Way::Instance(_) => 2,
+            Way::Base(Credentials::Profile(_)) => 8,
+            Way::Base(_) => 2,
             Way::Role { before, .. } => before.most_calls().saturating_add(3),
         }
     }
@@ -242,11 +230,17 @@ impl Auth {
     #[must_use]
     pub fn who(&self) -> String {
         match &self.way {
-            Way::Static(keys) => format!("the identity of access key {}", keys.access_key_id),
-            Way::Profile(profile) => format!("the identity of profile {}", profile.name),
-            Way::WebIdentity { role, .. } | Way::Role { role, .. } => format!("role {}", role.arn),
-            Way::Container(container) => format!("the identity that the agent at {} gives", container.address),
-            Way::Instance(address) => format!("the node's role, by {address}"),
+            Way::Role { role, .. } => format!("role {}", role.arn),
+            Way::Base(base) => match base {
+                Credentials::Static(keys) => format!("the identity of access key {}", keys.access_key_id),
+                Credentials::Profile(profile) => format!("the identity of profile {}", profile.name),
+                Credentials::WebIdentity { role, .. } => format!("role {}", role.arn),
+                Credentials::Container(container) => {
+                    format!("the identity that the agent at {} gives", container.address)
+                }
+                Credentials::Instance(address) => format!("the node's role, by {address}"),
+                Credentials::Missing => "nobody".to_owned(),
+            },
         }
     }
 
@@ -319,22 +313,7 @@ impl Auth {
 
     async fn obtain(&self, cache: &mut Cache) -> Result<Session, Problem> {
         match &self.way {
-            Way::Static(keys) => Ok(Session::of_keys(keys)),
-            Way::Profile(profile) => {
-                let profile::Resolved { base, roles } = profile::resolve(profile).await?;
-                let from_agent = matches!(base, Base::Container(_));
-                let mut session = self.begin(base, cache).await?;
-                let mut who = self.who();
-                for (role, tagged) in roles.iter().zip(policy::tagged(&roles, from_agent)) {
-                    let assumed = self.world.sts.assume_role(role, tagged, &session.credentials, &who).await;
-                    session = assumed.map_err(|refusal| refusal.problem)?;
-                    who = format!("role {}", role.arn);
-                }
-                Ok(session)
-            }
-            Way::WebIdentity { role, token } => self.of_token(role, token, cache).await,
-            Way::Container(container) => self.of_agent(container).await,
-            Way::Instance(address) => self.of_node(*address).await,
+            Way::Base(base) => self.begin(base, cache).await,
             Way::Role { role, tagged, before, probe } => {
                 let session = before.session().await?;
                 if *probe && let Some(session) = self.as_before(role, before, &session, cache).await? {
@@ -388,13 +367,33 @@ impl Auth {
         }
     }
 
-    async fn begin(&self, base: Base<'_>, cache: &mut Cache) -> Result<Session, Problem> {
+    async fn begin(&self, base: &Credentials, cache: &mut Cache) -> Result<Session, Problem> {
         match base {
-            Base::Keys(session) => Ok(session),
-            Base::WebIdentity(role, token) => self.of_token(&role, &token, cache).await,
-            Base::Container(container) => self.of_agent(container).await,
-            Base::Instance(address) => self.of_node(address).await,
+            Credentials::Static(keys) => Ok(Session::of_keys(keys)),
+            Credentials::Profile(profile) => self.of_profile(profile, cache).await,
+            Credentials::WebIdentity { role, token } => self.of_token(role, token, cache).await,
+            Credentials::Container(container) => self.of_agent(container).await,
+            Credentials::Instance(address) => self.of_node(*address).await,
+            Credentials::Missing => Err(Problem::new(Reason::Identity, "no AWS credentials")),
         }
+    }
+
+    async fn of_profile(&self, profile: &Profile, cache: &mut Cache) -> Result<Session, Problem> {
+        let profile::Resolved { base, roles } = profile::resolve(profile).await?;
+        let tagged = policy::tagged(&roles, matches!(base, Base::Container(_)));
+        let mut session = match base {
+            Base::Keys(session) => session,
+            Base::WebIdentity(role, token) => self.of_token(&role, &token, cache).await?,
+            Base::Container(container) => self.of_agent(container).await?,
+            Base::Instance(address) => self.of_node(address).await?,
+        };
+        let mut who = self.who();
+        for (role, tagged) in roles.iter().zip(tagged) {
+            let assumed = self.world.sts.assume_role(role, tagged, &session.credentials, &who).await;
+            session = assumed.map_err(|refusal| refusal.problem)?;
+            who = format!("role {}", role.arn);
+        }
+        Ok(session)
     }
 
     async fn of_token(&self, role: &Role, token: &Token, cache: &mut Cache) -> Result<Session, Problem> {
