@@ -10,6 +10,7 @@ use std::{
 use super::{
     Container, Credentials, Environment, Identity, Profile, StaticKeys, Token,
     aws::{AskedRole, OurAws, OurWriter},
+    endpoints::host_and_port,
     fields::{Field, SessionName},
     findings::{Findings, Given, Place},
     litellm::AwsSettings,
@@ -443,10 +444,7 @@ fn local(url: &str, addresses: &[IpAddr]) -> Option<(SocketAddr, String)> {
     let rest = url.strip_prefix("http://")?;
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let legal = path.chars().all(|c| c.is_ascii_graphic() && c != '#');
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(six) => six.split_once(']')?,
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
+    let (host, port) = host_and_port(authority)?;
     let address = match host {
         "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
         host => host.parse().ok()?,

@@ -165,10 +165,7 @@ fn check_proxy(url: &str) -> Result<&str, &'static str> {
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (user, address) = rest.rsplit_once('@').unwrap_or(("", rest));
     let of = |text: &str, more: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
-    let (host, port) = match address.strip_prefix('[') {
-        Some(six) => six.split_once(']').ok_or(EXPECTED)?,
-        None => address.split_at(address.find(':').unwrap_or(address.len())),
-    };
+    let (host, port) = host_and_port(address).ok_or(EXPECTED)?;
     let six = address.starts_with('[');
     let host = if six { host.parse::<Ipv6Addr>().is_ok() } else { !host.is_empty() && of(host, "-._") };
     let port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok_and(|n| n > 0));
@@ -233,10 +230,7 @@ fn check_endpoint(url: &str, plain_http: bool) -> Result<(), &'static str> {
     const EXPECTED: &str = "expected an http or https URL without a user, a query or a fragment";
     let (scheme, rest) = url.split_once("://").ok_or(EXPECTED)?;
     let authority = rest.split('/').next().unwrap_or_default();
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').ok_or(EXPECTED)?,
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
+    let (host, port) = host_and_port(authority).ok_or(EXPECTED)?;
     let legal = url.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '@' | '\\'));
     let port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
     if !legal || !port || host.is_empty() {
@@ -248,6 +242,15 @@ fn check_endpoint(url: &str, plain_http: bool) -> Result<(), &'static str> {
         "http" if plain_http || loopback => Ok(()),
         "http" => Err("plain http only to this machine: expected https, or keytide.aws.allow_plain_http: true"),
         _ => Err(EXPECTED),
+    }
+}
+
+/// The host of an authority (RFC 3986, 3.2), without the brackets of an IPv6 address, and what is behind it: nothing, or a
+/// colon and a port. None if a bracket is not closed.
+pub(super) fn host_and_port(authority: &str) -> Option<(&str, &str)> {
+    match authority.strip_prefix('[') {
+        Some(six) => six.split_once(']'),
+        None => Some(authority.split_at(authority.find(':').unwrap_or(authority.len()))),
     }
 }
 
