@@ -2,7 +2,9 @@
 
 mod check;
 mod policy;
+mod push;
 mod run;
+mod spool;
 mod status;
 
 use std::{
@@ -19,7 +21,10 @@ use clap_complete::Shell;
 
 use crate::{
     config::{self, Sources},
-    domain::identity::{Account, RoleArn},
+    domain::{
+        identity::{Account, RoleArn},
+        virtual_key::{Operation, Token},
+    },
     health::IdentityStatus,
     telemetry::{self, Level},
 };
@@ -58,8 +63,16 @@ enum Command {
     Status(StatusArgs),
     /// Ask the running daemon for a refresh now, wait for it, and say what changed
     Refresh(RefreshArgs),
-    /// Print the JSON Schema of the configuration
-    Schema,
+    /// Leave one entry in the spool; its value comes from standard input
+    Push(PushArgs),
+    /// Show, retry or discard the entries of the spool; never a value
+    Spool(SpoolArgs),
+    /// Print a JSON Schema
+    Schema {
+        /// Of the configuration, or of an entry of the spool
+        #[arg(value_enum, default_value_t)]
+        of: SchemaOf,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -82,7 +95,7 @@ pub struct ConfigArgs {
 struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Refresh until complete, then end
+    /// Refresh until complete and drain the spool, then end
     #[arg(long)]
     once: bool,
     /// The time limit of --once, such as 60s
@@ -176,6 +189,92 @@ struct RefreshArgs {
     output: Form,
 }
 
+#[derive(Debug, Args)]
+struct PushArgs {
+    /// The name of the secret, with the prefix
+    name: String,
+    /// What is done with it
+    #[arg(long, value_parser = operation, value_name = "OPERATION", default_value = "create")]
+    op: Operation,
+    /// NAME and --new-name are aliases: keytide puts the prefix before them
+    #[arg(long)]
+    alias: bool,
+    /// The new name, for rotate and rename
+    #[arg(long, value_name = "NAME")]
+    new_name: Option<String>,
+    /// The recovery window of delete, 7 to 30
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u8).range(7..=30))]
+    recovery_window_in_days: Option<u8>,
+    /// Wait until AWS confirmed the entry, or it failed; at most so long
+    #[arg(long, value_name = "DURATION", value_parser = duration, num_args = 0..=1, default_missing_value = "60s")]
+    wait: Option<Duration>,
+    #[command(flatten)]
+    spool: SpoolDirectory,
+}
+
+#[derive(Debug, Args)]
+struct SpoolDirectory {
+    /// The drop directory: keytide.spool.directory
+    #[arg(long, value_name = "DIR", default_value = config::SPOOL_DIRECTORY)]
+    spool: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct SpoolArgs {
+    #[command(subcommand)]
+    action: SpoolAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum SpoolAction {
+    /// Show the entries that wait or failed
+    List {
+        #[command(flatten)]
+        spool: SpoolDirectory,
+        /// How they are shown
+        #[arg(long, value_enum, default_value_t)]
+        output: Form,
+    },
+    /// Try failed entries again
+    Retry {
+        #[command(flatten)]
+        which: WhichEntries,
+        /// Also where that overwrites something newer
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        spool: SpoolDirectory,
+    },
+    /// Remove failed entries, with their values
+    Discard {
+        #[command(flatten)]
+        which: WhichEntries,
+        #[command(flatten)]
+        spool: SpoolDirectory,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true)]
+struct WhichEntries {
+    /// The entries, as `keytide spool list` names them
+    #[arg(value_name = "ENTRY", value_parser = token)]
+    entries: Vec<Token>,
+    /// All failed entries
+    #[arg(long, conflicts_with = "entries")]
+    all: bool,
+}
+
+/// What a schema describes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum SchemaOf {
+    /// The configuration.
+    #[default]
+    Config,
+    /// An entry of the spool.
+    Entry,
+}
+
 /// For people or for programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Form {
@@ -228,7 +327,24 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         }
         Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
         Command::Refresh(args) => status::refresh(&args.socket.socket, args.accept_removals, args.output),
-        Command::Schema => print(&format!("{:#}\n", config::schema())),
+        Command::Push(PushArgs { name, op, alias, new_name, recovery_window_in_days, wait, spool }) => {
+            let asked = push::Asked {
+                operation: op,
+                name: &name,
+                alias,
+                new_name: new_name.as_deref(),
+                recovery_window_in_days,
+                wait,
+            };
+            push::push(&spool.spool, &asked)
+        }
+        Command::Spool(SpoolArgs { action }) => match action {
+            SpoolAction::List { spool, output } => spool::list(&spool.spool, output),
+            SpoolAction::Retry { which, force, spool } => spool::retry(&spool.spool, which.which(), force),
+            SpoolAction::Discard { which, spool } => spool::discard(&spool.spool, which.which()),
+        },
+        Command::Schema { of: SchemaOf::Config } => print(&format!("{:#}\n", config::schema())),
+        Command::Schema { of: SchemaOf::Entry } => print(&format!("{:#}\n", crate::spool::entry::schema())),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "keytide", &mut script);
@@ -254,6 +370,14 @@ impl From<Exit> for ExitCode {
 impl ConfigArgs {
     fn sources(&self) -> Sources {
         Sources { config: self.config.clone(), litellm_config: self.litellm_config.clone() }
+    }
+}
+
+// === impl WhichEntries ===
+
+impl WhichEntries {
+    fn which(self) -> spool::Which {
+        if self.all { spool::Which::All } else { spool::Which::These(self.entries) }
     }
 }
 
@@ -344,6 +468,14 @@ fn service_account(text: &str) -> Result<String, String> {
         Some((namespace, name)) if legal(namespace, "-") && legal(name, "-.") => Ok(text.to_owned()),
         _ => Err("expected a namespace and a service account, such as my-app:keytide".to_owned()),
     }
+}
+
+fn operation(text: &str) -> Result<Operation, String> {
+    Operation::parse(text).ok_or_else(|| "expected create, rotate, rename or delete".to_owned())
+}
+
+fn token(text: &str) -> Result<Token, String> {
+    Token::parse(text).ok_or_else(|| "expected the id of an entry, as `keytide spool list` shows it".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -21,6 +21,7 @@ use crate::domain::{
     mapping::{Format, Key, Origin, Request, Selection, Wholesale},
     names::{EnvName, FileName, KeyName, OutputName, SecretId},
     value::{SecretValue, is_visible},
+    virtual_key::Rules,
 };
 
 mod aws;
@@ -30,6 +31,7 @@ mod fields;
 mod file;
 mod findings;
 mod litellm;
+mod virtual_keys;
 mod yaml;
 
 pub use findings::{ConfigError, ConfigErrors, Place};
@@ -58,7 +60,7 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// The admin socket; `None` turns it off.
     pub admin: Option<PathBuf>,
-    /// How virtual keys would be stored, which this version does not do; none if they are not to be.
+    /// How virtual keys are stored; none if they are not to be.
     pub virtual_keys: Option<VirtualKeys>,
     /// What the user should know, though it stops nothing: to be logged once at start, and shown by `check`.
     pub notices: Vec<String>,
@@ -67,12 +69,29 @@ pub struct Config {
 /// How virtual keys are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualKeys {
-    /// What the names of their secrets begin with; ends in a slash. Default `litellm/`.
-    pub prefix: String,
-    /// The KMS key of their secrets. Default AWS's own.
-    pub kms_key_id: Option<String>,
-    /// The regions to which they are replicated. Default none.
-    pub replica_regions: Vec<String>,
+    /// What entries may ask for, with the prefix and the settings for what they do not say.
+    pub rules: Rules,
+    /// The roles of teams, in the order of the rules' teams.
+    pub teams: Vec<Role>,
+    /// Writes a second; none is without limit. Default 10.
+    pub rate: Option<u32>,
+    /// New secrets an hour; none is without limit. Default 1,000.
+    pub max_new_secrets_per_hour: Option<u32>,
+    /// Where producers leave them.
+    pub spool: Spool,
+}
+
+/// Where producers leave virtual keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spool {
+    /// The drop directory. Default `/run/keytide/spool/in`.
+    pub directory: PathBuf,
+    /// True: may lie on a disk. Default false.
+    pub allow_disk: bool,
+    /// How many claims are held at once. Default 4,096.
+    pub max_entries: usize,
+    /// True: `ALIAS.key` is a value to be created. Default false.
+    pub plain_files: bool,
 }
 
 /// The connection to AWS.
@@ -138,7 +157,7 @@ pub struct Identity {
 }
 
 /// What to begin with: the one way that was chosen by the order of the settings.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Credentials {
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and perhaps `AWS_SESSION_TOKEN`.
     Static(StaticKeys),
@@ -160,7 +179,7 @@ pub enum Credentials {
 }
 
 /// Static keys.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct StaticKeys {
     /// The id, which is not secret.
     pub access_key_id: String,
@@ -171,7 +190,7 @@ pub struct StaticKeys {
 }
 
 /// A profile, and what a profile may refer to.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Profile {
     /// The profile's name.
     pub name: String,
@@ -190,7 +209,7 @@ pub struct Profile {
 }
 
 /// Where a web-identity token, or that of a container agent, is.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Token {
     /// In a file, read again at every renewal.
     File(PathBuf),
@@ -199,7 +218,7 @@ pub enum Token {
 }
 
 /// The agent of EKS Pod Identity, or of ECS.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Container {
     /// Where it listens: an address of this machine or a link-local one.
     pub address: SocketAddr,
@@ -307,6 +326,9 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Where the admin socket is, unless the configuration says otherwise.
 pub const ADMIN_SOCKET: &str = "/run/keytide/private/admin.sock";
+
+/// Where producers leave virtual keys, unless the configuration says otherwise.
+pub const SPOOL_DIRECTORY: &str = "/run/keytide/spool/in";
 
 /// Where the first env file is by default; the state of a configuration without outputs is beside it.
 const DEFAULT_ENV_FILE: &str = "/run/keytide/env/keys.env";
@@ -448,15 +470,17 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 /// The rules that span fields.
 fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mut Findings<'_>) -> Option<Config> {
     let ours = ours.unwrap_or_else(|| Ours::defaults(findings));
-    let aws = choose_aws(&sources.config, &ours, &theirs, findings);
-    let Ours { aws: _, writer: _, primary, keys, refresh, outputs, state, http, admin } = ours;
+    let writing = virtual_keys::choose(&ours, &theirs, findings);
+    let aws = choose_aws(&sources.config, &ours, &theirs, writing.is_some(), findings);
+    let Ours { aws: _, virtual_keys: _, spool: _, primary, keys, refresh, outputs, state, http, admin } = ours;
     let wholesale = check_wholesale(primary.clone(), theirs.wholesale.clone(), findings);
     let keys =
         check_keys(keys, theirs.keys, primary.as_ref(), theirs.primary.as_ref(), !wholesale.is_empty(), findings);
     check_renamed(&keys, &wholesale, findings);
-    if keys.is_empty() && wholesale.is_empty() && theirs.virtual_keys.is_none() && findings.errors.is_empty() {
+    if keys.is_empty() && wholesale.is_empty() && writing.is_none() && findings.errors.is_empty() {
         let message = "nothing to do: give keys to read (keytide.keys, keytide.primary_secret, or hosted_keys in \
-                       LiteLLM's block)";
+                       LiteLLM's block), or virtual keys to store (keytide.virtual_keys.prefix, or store_virtual_keys \
+                       in LiteLLM's block)";
         findings.error(&Place::file(&sources.config), message);
     }
     let reads = !keys.is_empty() || !wholesale.is_empty();
@@ -465,9 +489,11 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mu
         check_output(output, &keys, !wholesale.is_empty(), findings);
     }
     let state = state.unwrap_or_else(|| default_state(&outputs, &sources.config));
-    check_paths(&outputs, &state, admin.as_deref(), findings);
+    check_paths(&outputs, &state, admin.as_deref(), writing.as_ref(), findings);
+    let aws = aws?;
+    let virtual_keys = writing.map(|writing| writing.finish(&keys, &wholesale, &aws, &theirs.aws, findings));
     Some(Config {
-        aws: aws?,
+        aws,
         keys: keys.into_iter().map(|key| key.value).collect(),
         wholesale: wholesale.into_iter().map(|wholesale| wholesale.value).collect(),
         refresh,
@@ -475,17 +501,19 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mu
         state: state.value,
         http,
         admin,
-        virtual_keys: theirs.virtual_keys,
+        virtual_keys,
         notices: Vec::new(),
     })
 }
 
-fn choose_aws(config: &Path, ours: &Ours, theirs: &Theirs, findings: &mut Findings<'_>) -> Option<Aws> {
+fn choose_aws(config: &Path, ours: &Ours, theirs: &Theirs, writes: bool, findings: &mut Findings<'_>) -> Option<Aws> {
     let region = endpoints::region(config, &ours.aws, &theirs.aws, findings);
-    if let Some(writer) = ours.writer.as_ref().filter(|_| theirs.virtual_keys.is_none()) {
-        findings.notice(&writer.place, "nobody writes: virtual keys are not stored (store_virtual_keys)");
+    let writer = ours.virtual_keys.writer.as_ref();
+    if let Some(writer) = writer.filter(|_| !writes) {
+        let message = "nobody writes: virtual keys are not stored (store_virtual_keys, or keytide.virtual_keys.prefix)";
+        findings.notice(&writer.place, message);
     }
-    let identities = credentials::choose(&ours.aws, ours.writer.as_ref(), &theirs.aws, findings);
+    let identities = credentials::choose(&ours.aws, writer, &theirs.aws, findings);
     let (endpoints, mut overrides) = endpoints::choose(region.as_deref(), &ours.aws, &theirs.aws, findings);
     let network = endpoints::network(&ours.aws, &mut overrides, findings);
     let (reader, writer) = identities?;
@@ -644,7 +672,13 @@ fn default_state(outputs: &[Given<Output>], config: &Path) -> Given<State> {
 }
 
 /// No two things are written at one path, nor one inside another.
-fn check_paths(outputs: &[Given<Output>], state: &Given<State>, admin: Option<&Path>, findings: &mut Findings<'_>) {
+fn check_paths(
+    outputs: &[Given<Output>],
+    state: &Given<State>,
+    admin: Option<&Path>,
+    writing: Option<&virtual_keys::Writing>,
+    findings: &mut Findings<'_>,
+) {
     let mut taken: Vec<(&Path, &Place)> = Vec::new();
     let outputs = outputs.iter().map(|output| match &output.value.kind {
         OutputKind::EnvFile { path, .. } => (path.as_path(), &output.place),
@@ -652,7 +686,9 @@ fn check_paths(outputs: &[Given<Output>], state: &Given<State>, admin: Option<&P
     });
     let admin_place = Place { path: "keytide.admin.socket".to_owned(), ..state.place.clone() };
     let admin = admin.map(|path| (path, &admin_place));
-    for (path, place) in outputs.chain([(state.value.directory.as_path(), &state.place)]).chain(admin) {
+    let spool = writing.map(|writing| (writing.spool.value.directory.as_path(), &writing.spool.place));
+    let others = [(state.value.directory.as_path(), &state.place)];
+    for (path, place) in outputs.chain(others).chain(admin).chain(spool) {
         if let Some((_, other)) = taken.iter().find(|(other, _)| path.starts_with(other) || other.starts_with(path)) {
             let message =
                 format!("two things would be written at one path, or one inside another; the other is {}", other.path);

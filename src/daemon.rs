@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     future::Future,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
 
@@ -18,20 +18,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{auth::Auth, client::Connection},
-    config::{self, Config, Credentials, Environment, Identity, OutputKind, Sources},
-    health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, Status},
+    config::{self, Config, Credentials, Environment, Identity, OutputKind, Sources, VirtualKeys},
+    health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, SpoolStatus, Status, timestamp},
     http::{self, Admin, Port},
     metrics::Metrics,
     output::Output,
     plan::{
         fan_out::{Ledger, Mapping},
+        rate::{NewSecrets, Rate},
         schedule::Schedule,
     },
-    pull::{Ended, Pull, Reader, Wanted, timestamp},
+    pull::{self, Pull, Reader, Wanted},
+    push::{self, Push, Signals, Stores},
     source::Source,
+    spool::Spool,
     state::{Recovered, State},
+    store::Store,
     supervisor::{Ending, Supervisor},
-    watch::Watch,
+    watch::{Drops, Watch},
 };
 
 /// So many people may wait for a refresh at once.
@@ -58,6 +62,7 @@ pub struct World {
 #[derive(Debug)]
 pub struct Daemon {
     pull: Pull,
+    push: Option<Push>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     port: Option<TcpListener>,
@@ -75,7 +80,7 @@ impl Daemon {
     /// # Errors
     /// If a directory, a socket or the identity cannot be used, with what to do.
     pub async fn build(config: Config, world: World) -> anyhow::Result<Self> {
-        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys: _, notices: _ } = config;
+        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys, notices: _ } = config;
         let World { now, in_pod, origin, once, hangup, random } = world;
         let mapping = Mapping::new(keys, wholesale);
         let reads = !mapping.requests().is_empty();
@@ -93,12 +98,26 @@ impl Daemon {
             Vec::new()
         };
         let identity = described(&aws, &aws.reader);
-        let source = if reads {
+        let writer_status = aws.writer.as_ref().map(|writer| described(&aws, writer));
+        // Before anybody is asked: a spool that cannot be used ends the start.
+        let spool = virtual_keys.as_ref().map(|keys| open_spool(keys, &random)).transpose()?;
+        let mut source = None;
+        let mut stores = None;
+        if reads || virtual_keys.is_some() {
             let connection = Connection::new(&aws, refresh.call_timeout, now, Arc::clone(&metrics))?;
-            Some(reader(aws, &connection)?)
-        } else {
-            None
-        };
+            let (endpoint, region) = (aws.endpoints.secrets_manager.clone(), aws.region.clone());
+            let mut aws = aws;
+            let writer = aws.writer.take();
+            let reader = reader(aws, &connection)?;
+            if let Some(keys) = &virtual_keys {
+                let auth = match writer {
+                    Some(writer) => reader.auth.beside(writer)?,
+                    None => Arc::clone(&reader.auth),
+                };
+                stores = Some(stores_of(&auth, &connection, endpoint.as_deref(), &region, keys));
+            }
+            source = reads.then_some(reader);
+        }
         let state = if reads { Some(State::open(&state.directory, state.allow_disk)?) } else { None };
         let recovered = recover(state.as_ref(), &metrics);
         for ((output, key), value) in recovered.kept {
@@ -114,6 +133,11 @@ impl Daemon {
             identity,
             refresh: RefreshStatus { interval_seconds: refresh.interval.as_secs(), ..RefreshStatus::default() },
             config: ConfigStatus { files: files_of(origin.as_ref()), refused: None },
+            spool: spool.as_ref().map(|spool| SpoolStatus {
+                directory: spool.path().display().to_string(),
+                writer: writer_status,
+                ..SpoolStatus::default()
+            }),
             ..Status::default()
         };
         let unwritten = outputs.iter().map(|output| output.name().to_string()).collect();
@@ -130,6 +154,20 @@ impl Daemon {
             Some(path) => open_admin(path)?,
             None => None,
         };
+        let push = virtual_keys.zip(spool).zip(stores).map(|((keys, spool), stores)| Push {
+            spool,
+            stores,
+            max_entries: keys.spool.max_entries,
+            rate: Rate::new(keys.rate),
+            new_secrets: NewSecrets::new(keys.max_new_secrets_per_hour),
+            in_memory: !keys.spool.allow_disk,
+            rules: keys.rules,
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            now,
+            random: random.clone(),
+            once,
+        });
         let schedule = Schedule::new(refresh.interval, refresh.jitter, random);
         let pull = Pull {
             mapping,
@@ -145,7 +183,7 @@ impl Daemon {
             once,
         };
         let directories = directories.into_iter().collect();
-        Ok(Self { pull, health, metrics, port, admin, directories, origin, hangup })
+        Ok(Self { pull, push, health, metrics, port, admin, directories, origin, hangup })
     }
 
     /// The address of the port, where there is one.
@@ -165,8 +203,9 @@ impl Daemon {
     /// # Errors
     /// If the first refresh is not complete in time, or something breaks.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<Ending> {
-        let Self { pull, health, metrics, port, admin, mut directories, origin, hangup } = self;
+        let Self { pull, push, health, metrics, port, admin, mut directories, origin, hangup } = self;
         let stop = CancellationToken::new();
+        let leaving = CancellationToken::new();
         let mut supervisor = Supervisor::new(stop.clone());
         let (ask, wanted) = mpsc::channel::<Wanted>(WAITING);
         let hints = Arc::new(Notify::new());
@@ -175,15 +214,34 @@ impl Daemon {
         if let Some(address) = port.as_ref().and_then(|listener| listener.local_addr().ok()) {
             tracing::info!("metrics and probes on http://{address}");
         }
-        {
-            let (stop, hints) = (stop.clone(), Arc::clone(&hints));
+        let drops = match &push {
+            Some(push) => Drops {
+                directories: vec![push.spool.path().to_owned(), push.spool.retry_path().to_owned()],
+                hints: Arc::new(Notify::new()),
+                hinted: Arc::new(AtomicBool::new(true)),
+            },
+            None => Drops::default(),
+        };
+        let signals = Signals {
+            stop: stop.clone(),
+            leaving: leaving.clone(),
+            hints: Arc::clone(&drops.hints),
+            hinted: Arc::clone(&drops.hinted),
+        };
+        let down = pull.run(stop.clone(), wanted, hangup, Arc::clone(&hints));
+        if once {
+            supervisor.start("once", both_once(down, push.map(|push| push.run(signals))));
+        } else {
             supervisor.start("pull", async move {
-                match pull.run(stop, wanted, hangup, hints).await {
-                    Ok(Ended::Stopped) => Ok(Ending::Stopped),
-                    Ok(Ended::Once) => Ok(Ending::Done),
-                    Err(error) => Err(error.into()),
-                }
+                down.await?;
+                Ok(Ending::Stopped)
             });
+            if let Some(push) = push {
+                supervisor.start("push", async move {
+                    push.run(signals).await?;
+                    Ok(Ending::Stopped)
+                });
+            }
         }
         if let Some(listener) = port {
             let (port, stop) = (Port { metrics: Arc::clone(&metrics), health: Arc::clone(&health) }, stop.clone());
@@ -215,11 +273,62 @@ impl Daemon {
             let stop = stop.clone();
             // Made when the first read is on its way: that is what a pod waits for.
             supervisor.start("watch", async move {
-                Watch::new(&directories, vec![hints, changed]).run(stop, health).await;
+                Watch::new(&directories, vec![hints, changed], drops).run(stop, health).await;
                 Ok(Ending::Stopped)
             });
         }
+        let shutdown = async {
+            shutdown.await;
+            leaving.cancel();
+        };
         supervisor.run(shutdown).await
+    }
+}
+
+/// Both ways, once: done when both are.
+async fn both_once(
+    down: impl Future<Output = Result<pull::Ended, pull::StartError>>,
+    up: Option<impl Future<Output = Result<push::Ended, push::PushError>>>,
+) -> anyhow::Result<Ending> {
+    let up = async {
+        match up {
+            Some(up) => up.await,
+            None => Ok(push::Ended::Once),
+        }
+    };
+    // One that fails does not keep the other from its work.
+    let (down, up) = futures_util::join!(down, up);
+    match (down?, up?) {
+        (pull::Ended::Once, push::Ended::Once) => Ok(Ending::Done),
+        _ => Ok(Ending::Stopped),
+    }
+}
+
+fn open_spool(keys: &VirtualKeys, random: &fastrand::Rng) -> anyhow::Result<Spool> {
+    let config::Spool { directory, allow_disk, plain_files, max_entries: _ } = &keys.spool;
+    let spool = Spool::open(directory, *allow_disk, *plain_files, random.clone());
+    spool.context("the spool cannot be used (keytide.spool)")
+}
+
+/// Who writes, with the clients that write; nothing is asked yet.
+fn stores_of(
+    auth: &Arc<Auth>,
+    connection: &Connection,
+    endpoint: Option<&str>,
+    region: &str,
+    keys: &VirtualKeys,
+) -> Stores {
+    let store = |auth: Arc<Auth>, region: &str| {
+        let config = auth.sdk_config_in(region);
+        let mut builder = aws_sdk_secretsmanager::config::Builder::from(&config).interceptor(connection.interceptor());
+        builder.set_endpoint_url(endpoint.map(str::to_owned));
+        let client = aws_sdk_secretsmanager::Client::from_conf(builder.build());
+        Arc::new(Store::new(client, auth, region.to_owned()))
+    };
+    let teams = keys.teams.iter().zip(&keys.rules.teams);
+    Stores {
+        own: store(Arc::clone(auth), region),
+        teams: teams.map(|(role, (_, region))| store(auth.then(role.clone()), region)).collect(),
     }
 }
 

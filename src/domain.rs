@@ -5,3 +5,4 @@ pub mod mapping;
 pub mod names;
 pub mod snapshot;
 pub mod value;
+pub mod virtual_key;

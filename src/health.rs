@@ -59,6 +59,9 @@ pub struct Status {
     pub secrets: BTreeMap<String, String>,
     /// Every output.
     pub outputs: Vec<OutputStatus>,
+    /// The spool; none if virtual keys are not stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolStatus>,
     /// The configuration files.
     pub config: ConfigStatus,
     /// What else somebody should know.
@@ -145,6 +148,52 @@ pub struct OutputStatus {
     pub unrepresentable: BTreeMap<String, String>,
     /// When it last changed; none if not by this process.
     pub last_write: Option<String>,
+}
+
+/// The spool.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    /// The drop directory.
+    pub directory: String,
+    /// Who writes, where that is somebody else than who reads.
+    pub writer: Option<IdentityStatus>,
+    /// Entries that are not claimed yet, since there is no room.
+    pub waiting: usize,
+    /// Entries that are claimed and not yet confirmed.
+    pub claimed: usize,
+    /// Entries that can never succeed, kept with their reasons.
+    pub failed: usize,
+    /// Files that keytide may not read.
+    pub unreadable: usize,
+    /// When the oldest claim was made.
+    pub oldest: Option<String>,
+    /// When AWS last confirmed an entry.
+    pub last_confirmed: Option<String>,
+    /// How many entries AWS confirmed to this process.
+    pub confirmed: u64,
+    /// Calls a second that may write just now; none is without limit.
+    pub writes_per_second: Option<f64>,
+    /// Why the spool itself cannot be used.
+    pub trouble: Option<String>,
+    /// The first entries that were tried and wait to be tried again.
+    pub problems: Vec<SpoolProblem>,
+}
+
+/// An entry that was tried and waits to be tried again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpoolProblem {
+    /// Its identity.
+    pub entry: String,
+    /// What it does.
+    pub operation: String,
+    /// To which secret.
+    pub subject: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Why it waits: a word of the metrics.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
 }
 
 /// The configuration files.
@@ -245,4 +294,10 @@ impl Health {
     pub fn report(&self, metrics: &Metrics) {
         metrics.ready(self.ready() == Verdict::Yes);
     }
+}
+
+/// RFC 3339, in UTC, to the second.
+#[must_use]
+pub fn timestamp(seconds: i64) -> Option<String> {
+    jiff::Timestamp::from_second(seconds).ok().map(|at| at.to_string())
 }

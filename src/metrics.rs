@@ -1,11 +1,15 @@
 //! Every metric of keytide. The help text of each is its line in `docs/METRICS.md`; a test compares the two.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
-use crate::domain::{names::OutputName, snapshot::Reason};
+use crate::domain::{
+    names::OutputName,
+    snapshot::Reason,
+    virtual_key::{Operation, RejectionReason},
+};
 
 /// The metrics of one daemon, in a registry of their own.
 #[derive(Debug)]
@@ -34,6 +38,37 @@ pub struct Metrics {
     web_identity_token_expiry: IntGauge,
     identity_refusals: IntCounter,
     ready: IntGauge,
+    spool_entries: IntGaugeVec,
+    spool_oldest: IntGauge,
+    spool_confirmed: IntCounterVec,
+    spool_confirmation_duration: Histogram,
+    spool_failed: IntCounterVec,
+    spool_retries: IntCounterVec,
+    spool_folded: IntCounter,
+    spool_throttles: IntCounter,
+    spool_rate: Gauge,
+    spool_new_secrets: IntCounter,
+    spool_busiest: IntGauge,
+    spool_errors: IntCounter,
+}
+
+/// What there is in the spool.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SpoolCounts {
+    /// Entries that are not claimed yet.
+    pub waiting: usize,
+    /// Claims.
+    pub claimed: usize,
+    /// Failed entries.
+    pub failed: usize,
+    /// Files that cannot be read.
+    pub unreadable: usize,
+    /// When the oldest claim was made, in seconds since the Unix epoch.
+    pub oldest: Option<i64>,
+    /// Writes a second that there may be.
+    pub rate: f64,
+    /// The most versions of one secret within a day.
+    pub busiest: usize,
 }
 
 /// How one call to AWS ended, as a label.
@@ -197,6 +232,69 @@ impl Metrics {
                 "Credentials that were not used, since they are somebody's whom expect_role does not expect.",
             ),
             ready: gauge(r, "keytide_ready", "1 if /readyz answers 200."),
+            spool_entries: gauges(
+                r,
+                "keytide_spool_entries",
+                "Entries of the spool by state: waiting (not yet taken), claimed, failed, or unreadable (keytide may not read the file).",
+                &["state"],
+            ),
+            spool_oldest: gauge(
+                r,
+                "keytide_spool_oldest_claim_timestamp_seconds",
+                "When the oldest claim that is not confirmed was made; 0 if there is none.",
+            ),
+            spool_confirmed: counters(
+                r,
+                "keytide_spool_confirmed_total",
+                "Entries that AWS confirmed, by operation.",
+                &["operation"],
+            ),
+            spool_confirmation_duration: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "keytide_spool_confirmation_duration_seconds",
+                        "Time from the drop of an entry to AWS's confirmation.",
+                    )
+                    .buckets(vec![0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0]),
+                ),
+            ),
+            spool_failed: counters(
+                r,
+                "keytide_spool_failed_total",
+                "Entries that can never succeed, by operation (unknown if the entry was not understood) and reason.",
+                &["operation", "reason"],
+            ),
+            spool_retries: counters(
+                r,
+                "keytide_spool_retries_total",
+                "Attempts after which an entry is tried again, by operation and reason.",
+                &["operation", "reason"],
+            ),
+            spool_folded: counter(
+                r,
+                "keytide_spool_folded_total",
+                "Entries that were not sent, since a later one set the value of the same secret.",
+            ),
+            spool_throttles: counter(r, "keytide_spool_throttles_total", "Writes that AWS throttled."),
+            spool_rate: register(
+                r,
+                Gauge::new(
+                    "keytide_spool_write_rate",
+                    "Calls a second that may write just now: the configured rate, or what AWS's throttling leaves of it.",
+                ),
+            ),
+            spool_new_secrets: counter(r, "keytide_spool_new_secrets_total", "Secrets that entries made."),
+            spool_busiest: gauge(
+                r,
+                "keytide_spool_busiest_secret_versions",
+                "The most versions that one secret got within the last day; AWS refuses more than about 100.",
+            ),
+            spool_errors: counter(
+                r,
+                "keytide_spool_errors_total",
+                "Looks at the spool, or reads of an entry, that the file system failed.",
+            ),
             registry,
         };
         metrics.config_valid.set(1);
@@ -206,6 +304,14 @@ impl Metrics {
         for reason in [Reason::StepBack, Reason::Removal] {
             metrics.holds.with_label_values(&[reason.label()]);
         }
+        for operation in Operation::ALL {
+            metrics.spool_confirmed.with_label_values(&[operation.label()]);
+        }
+        for reason in RejectionReason::ALL {
+            metrics.spool_failed.with_label_values(&["unknown", reason.label()]);
+        }
+        metrics.spool_retries.with_label_values(&[Operation::Create.label(), Reason::Unavailable.label()]);
+        metrics.spool(&SpoolCounts::default());
         for outcome in ["accepted", "refused"] {
             metrics.config_reloads.with_label_values(&[outcome]);
         }
@@ -328,6 +434,55 @@ impl Metrics {
     /// Credentials turned out to be somebody else's.
     pub fn identity_refused(&self) {
         self.identity_refusals.inc();
+    }
+
+    /// What there is in the spool.
+    pub fn spool(&self, counts: &SpoolCounts) {
+        let SpoolCounts { waiting, claimed, failed, unreadable, oldest, rate, busiest } = counts;
+        let states = [("waiting", waiting), ("claimed", claimed), ("failed", failed), ("unreadable", unreadable)];
+        for (state, count) in states {
+            self.spool_entries.with_label_values(&[state]).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+        self.spool_oldest.set(oldest.unwrap_or(0));
+        self.spool_rate.set(*rate);
+        self.spool_busiest.set(i64::try_from(*busiest).unwrap_or(i64::MAX));
+    }
+
+    /// AWS confirmed an entry, so many seconds after it was dropped.
+    pub fn spool_confirmed(&self, operation: Operation, seconds: f64) {
+        self.spool_confirmed.with_label_values(&[operation.label()]).inc();
+        self.spool_confirmation_duration.observe(seconds);
+    }
+
+    /// An entry can never succeed.
+    pub fn spool_failed(&self, operation: Option<Operation>, reason: RejectionReason) {
+        let operation = operation.map_or("unknown", Operation::label);
+        self.spool_failed.with_label_values(&[operation, reason.label()]).inc();
+    }
+
+    /// An entry is tried again. `reason` is of a closed set.
+    pub fn spool_retry(&self, operation: Operation, reason: &'static str) {
+        self.spool_retries.with_label_values(&[operation.label(), reason]).inc();
+    }
+
+    /// An entry was folded into a later one.
+    pub fn spool_folded(&self) {
+        self.spool_folded.inc();
+    }
+
+    /// AWS throttled a write.
+    pub fn spool_throttled(&self) {
+        self.spool_throttles.inc();
+    }
+
+    /// There is a secret more.
+    pub fn spool_new_secret(&self) {
+        self.spool_new_secrets.inc();
+    }
+
+    /// The file system failed.
+    pub fn spool_error(&self) {
+        self.spool_errors.inc();
     }
 
     /// Whether `/readyz` would answer 200.

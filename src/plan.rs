@@ -2,5 +2,9 @@
 
 pub mod change;
 pub mod fan_out;
+pub mod fold;
+pub mod naming;
 pub mod policy;
+pub mod push;
+pub mod rate;
 pub mod schedule;

@@ -22,7 +22,7 @@ use crate::{
         names::KeyName,
         snapshot::{Problem, Reason, Retry, Snapshot},
     },
-    health::{Health, KeyStatus, OutputStatus},
+    health::{Health, KeyStatus, OutputStatus, timestamp},
     metrics::{KeyCounts, Metrics, RefreshOutcome},
     output::{Action, Output},
     plan::{
@@ -624,10 +624,4 @@ fn some_of<T: ToString>(all: impl Iterator<Item = T>) -> String {
 fn seconds(at: SystemTime) -> i64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// RFC 3339, in UTC, to the second.
-#[must_use]
-pub fn timestamp(seconds: i64) -> Option<String> {
-    jiff::Timestamp::from_second(seconds).ok().map(|at| at.to_string())
 }

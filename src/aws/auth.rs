@@ -18,7 +18,7 @@ use std::{
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError, future};
 use aws_sdk_sts::config::IdentityCache;
-use aws_types::SdkConfig;
+use aws_types::{SdkConfig, region::Region};
 use futures_util::future::BoxFuture;
 use tokio::{sync::Mutex, time::Instant};
 
@@ -52,8 +52,10 @@ pub struct Auth {
     way: Way,
     expected: Expected,
     world: Arc<World>,
-    /// True for the hop that reads or writes, whose credentials are the ones that metrics speak of.
+    /// True for the hop that reads or writes.
     last: bool,
+    /// True for the identity that reads, whose credentials are the ones that metrics speak of.
+    reads: bool,
     cache: Mutex<Cache>,
 }
 
@@ -125,26 +127,66 @@ impl Auth {
     /// # Errors
     /// If the configuration chose none.
     pub fn new(identity: Identity, endpoints: &Endpoints, connection: Connection) -> Result<Arc<Self>, Problem> {
+        let sts = Sts::new(&connection, endpoints);
+        Self::chain(identity, &Arc::new(World { sts, connection }), None, true)
+    }
+
+    /// Another identity of the same process. Where it begins as this one does, both share that hop, and so its credentials.
+    ///
+    /// # Errors
+    /// If the configuration chose none.
+    pub fn beside(&self, identity: Identity) -> Result<Arc<Self>, Problem> {
+        let mut shared = None;
+        if let Way::Role { before, .. } = &self.way {
+            let mut first = before;
+            while let Way::Role { before, .. } = &first.way {
+                first = before;
+            }
+            let same = matches!(&first.way, Way::Base(base) if *base == identity.base) && !identity.roles.is_empty();
+            shared = same.then(|| Arc::clone(first));
+        }
+        Self::chain(identity, &self.world, shared, false)
+    }
+
+    /// The role that is assumed from this identity.
+    #[must_use]
+    pub fn then(self: &Arc<Self>, role: Role) -> Arc<Self> {
+        let tagged = match &self.way {
+            Way::Base(base) => matches!(base, Credentials::Container(_)),
+            Way::Role { tagged, .. } => *tagged,
+        };
+        let way = Way::Role { tagged, role, before: Arc::clone(self), probe: false };
+        Arc::new(Self::hop(way, Expected::default(), &self.world, true, false))
+    }
+
+    fn chain(
+        identity: Identity,
+        world: &Arc<World>,
+        shared: Option<Arc<Self>>,
+        reads: bool,
+    ) -> Result<Arc<Self>, Problem> {
         if let Some(missing) = identity.missing() {
             return Err(Problem::new(Reason::Identity, missing));
         }
         let Identity { base, roles, expected } = identity;
-        let sts = Sts::new(&connection, endpoints);
-        let world = Arc::new(World { sts, connection });
         // Whoever has exchanged a token knows which role that is.
         let mut probe = !matches!(base, Credentials::WebIdentity { .. });
         let tagged = policy::tagged(&roles, matches!(base, Credentials::Container(_)));
-        let mut roles = roles.into_iter().zip(tagged).peekable();
-        let mut way = Way::Base(base);
-        loop {
-            let last = roles.peek().is_none();
-            let expected = if last { expected.clone() } else { Expected::default() };
-            let hop = Arc::new(Self { way, expected, world: Arc::clone(&world), last, cache: Mutex::default() });
-            let Some((role, tagged)) = roles.next() else { return Ok(hop) };
+        let last = roles.len();
+        let expected_of = |i| if i == last { expected.clone() } else { Expected::default() };
+        let mut hop =
+            shared.unwrap_or_else(|| Arc::new(Self::hop(Way::Base(base), expected_of(0), world, last == 0, reads)));
+        for (i, (role, tagged)) in roles.into_iter().zip(tagged).enumerate() {
             // Tags are part of a session that STS makes, so there a session is always made.
-            way = Way::Role { probe: probe && role.session_tags.is_empty(), role, tagged, before: hop };
+            let way = Way::Role { probe: probe && role.session_tags.is_empty(), role, tagged, before: hop };
+            hop = Arc::new(Self::hop(way, expected_of(i + 1), world, i + 1 == last, reads));
             probe = false;
         }
+        Ok(hop)
+    }
+
+    fn hop(way: Way, expected: Expected, world: &Arc<World>, last: bool, reads: bool) -> Self {
+        Self { way, expected, world: Arc::clone(world), last, reads, cache: Mutex::default() }
     }
 
     /// The connection's settings with these credentials, for a service's client.
@@ -153,6 +195,12 @@ impl Auth {
         let builder = self.world.connection.config().to_builder();
         let provider = SharedCredentialsProvider::new(Provider(Arc::clone(self)));
         builder.credentials_provider(provider).identity_cache(IdentityCache::no_cache()).build()
+    }
+
+    /// The same for a client of another region.
+    #[must_use]
+    pub fn sdk_config_in(self: &Arc<Self>, region: &str) -> SdkConfig {
+        self.sdk_config().into_builder().region(Region::new(region.to_owned())).build()
     }
 
     /// Makes sure that there are valid credentials, by renewing them if it is time. One caller renews, the others wait.
@@ -272,8 +320,10 @@ impl Auth {
             cache.renewed = Some(Instant::now());
             match renewed {
                 Ok(session) => {
-                    if self.last {
+                    if self.last && self.reads {
                         self.metrics().credentials_expiry(session.expires_at());
+                    }
+                    if self.last {
                         self.tell(cache.session.as_ref(), &session);
                     }
                     cache.rejected = false;
@@ -400,7 +450,9 @@ impl Auth {
         let exchanged = self.world.sts.assume_role_with_web_identity(role, token).await;
         let (session, end) = exchanged.map_err(|refusal| refusal.problem)?;
         cache.token_expires_at = end;
-        self.metrics().web_identity_token_expiry(end);
+        if self.reads {
+            self.metrics().web_identity_token_expiry(end);
+        }
         Ok(session)
     }
 

@@ -6,7 +6,11 @@
 use std::error::Error as StdError;
 
 use aws_sdk_secretsmanager::operation::{
-    batch_get_secret_value::BatchGetSecretValueError, get_secret_value::GetSecretValueError,
+    batch_get_secret_value::BatchGetSecretValueError, create_secret::CreateSecretError,
+    delete_secret::DeleteSecretError, describe_secret::DescribeSecretError, get_secret_value::GetSecretValueError,
+    put_secret_value::PutSecretValueError, remove_regions_from_replication::RemoveRegionsFromReplicationError,
+    replicate_secret_to_regions::ReplicateSecretToRegionsError, restore_secret::RestoreSecretError,
+    tag_resource::TagResourceError, untag_resource::UntagResourceError, update_secret::UpdateSecretError,
 };
 use aws_sdk_sts::operation::{
     assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
@@ -22,6 +26,9 @@ use aws_types::request_id::RequestId;
 use rustls::CertificateError;
 
 use crate::domain::snapshot::{Problem, Reason};
+
+/// An answer before it is understood, in the type of a failed call.
+pub type Raw = HttpResponse;
 
 /// How a subject begins to say its stage.
 pub const STAGE: &str = " at stage ";
@@ -113,6 +120,31 @@ impl Failure {
         Problem::new(*reason, format!("failed to call {action} for {subject} ({}){advice}", self.facts()))
     }
 
+    /// The same for a call that writes.
+    #[must_use]
+    pub fn write_problem(&self, action: &str, subject: &str, who: &str) -> Problem {
+        let Self { reason, code, request_id: _ } = self;
+        let advice = match (reason, code.as_str()) {
+            (Reason::Denied, _) => {
+                format!(": allow secretsmanager:{action} on it to {who} (`keytide policy` prints all that is needed)")
+            }
+            (_, "LimitExceededException") => {
+                ": AWS keeps about a hundred versions of a secret, none for less than a day; retried slowly".to_owned()
+            }
+            (_, "EncryptionFailure" | "DecryptionFailure") => format!(
+                ": AWS cannot use the KMS key of the secret; enable it, and allow kms:GenerateDataKey and kms:Decrypt on it to {who}"
+            ),
+            (_, "ResourceExistsException") => ": there is such a secret, or such a version, already".to_owned(),
+            (_, "ResourceNotFoundException") => ": no such secret for this account and region".to_owned(),
+            (_, "InvalidRequestException") => {
+                ": the secret is scheduled for deletion, or managed by another service".to_owned()
+            }
+            (Reason::Refused, _) => ": AWS refuses the request as it is".to_owned(),
+            _ => return self.problem(action, subject, who),
+        };
+        Problem::new(*reason, format!("failed to call {action} for {subject} ({}){advice}", self.facts()))
+    }
+
     /// The code, and the id of the request where there is one: what AWS's support asks for.
     #[must_use]
     pub fn facts(&self) -> String {
@@ -170,13 +202,28 @@ fn causes<'a>(failure: &'a DispatchFailure) -> impl Iterator<Item = &'a (dyn Std
 #[must_use]
 pub fn reason_in_flight(error: &OrchestratorError<AnyError>) -> Reason {
     let Some(operation) = error.as_operation_error() else { return Reason::Unavailable };
-    let code = operation
-        .downcast_ref::<GetSecretValueError>()
-        .map(ProvideErrorMetadata::code)
-        .or_else(|| operation.downcast_ref::<BatchGetSecretValueError>().map(ProvideErrorMetadata::code))
-        .or_else(|| operation.downcast_ref::<AssumeRoleError>().map(ProvideErrorMetadata::code))
-        .or_else(|| operation.downcast_ref::<AssumeRoleWithWebIdentityError>().map(ProvideErrorMetadata::code))
-        .or_else(|| operation.downcast_ref::<GetCallerIdentityError>().map(ProvideErrorMetadata::code));
+    macro_rules! code_of {
+        ($($error:ty),* $(,)?) => {
+            None$(.or_else(|| operation.downcast_ref::<$error>().map(ProvideErrorMetadata::code)))*
+        };
+    }
+    let code = code_of!(
+        GetSecretValueError,
+        BatchGetSecretValueError,
+        CreateSecretError,
+        PutSecretValueError,
+        DescribeSecretError,
+        UpdateSecretError,
+        DeleteSecretError,
+        RestoreSecretError,
+        TagResourceError,
+        UntagResourceError,
+        ReplicateSecretToRegionsError,
+        RemoveRegionsFromReplicationError,
+        AssumeRoleError,
+        AssumeRoleWithWebIdentityError,
+        GetCallerIdentityError,
+    );
     match code {
         Some(Some(code)) => printable(code).map_or(Reason::Unavailable, |code| reason_of(&code)),
         Some(None) => Reason::Unavailable,
@@ -226,6 +273,8 @@ fn reason_of(code: &str) -> Reason {
         | "PackedPolicyTooLarge"
         | "MalformedPolicyDocument"
         | "RegionDisabledException" => Reason::Refused,
+        // Of writes, which mostly have an answer to it.
+        "ResourceExistsException" => Reason::Refused,
         _ => Reason::Unknown,
     }
 }

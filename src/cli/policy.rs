@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Exit, Form, complain, print};
 use crate::{
-    config::{self, Aws, Config, Credentials, Environment, Identity, Sources, VirtualKeys},
+    config::{self, Aws, Config, Credentials, Environment, Identity, Sources},
     domain::identity::{Account, Role, RoleArn, partition_of},
     plan::{
         fan_out::Mapping,
@@ -141,7 +141,7 @@ fn none_or_several<'a>(what: &str, documents: impl Iterator<Item = &'a Document>
 
 fn documents(holders: Vec<Holder>, config: &Config, options: &Options) -> Vec<Document> {
     let region = &config.aws.region;
-    let own_key = config.virtual_keys.as_ref().and_then(|keys| keys.kms_key_id.as_deref());
+    let own_key = config.virtual_keys.as_ref().and_then(|keys| keys.rules.settings.kms_key_id.as_deref());
     let mut documents = Vec::new();
     for Holder { name, needs, reads, writes, trust } in holders {
         let mut permissions = Policy::allowing(&needs);
@@ -165,7 +165,7 @@ fn documents(holders: Vec<Holder>, config: &Config, options: &Options) -> Vec<Do
 
 /// The KMS key of virtual keys, where it is not named so that a policy could name it.
 fn alias(config: &Config) -> Option<&str> {
-    config.virtual_keys.as_ref()?.kms_key_id.as_deref().filter(|id| !is_key_arn(id))
+    config.virtual_keys.as_ref()?.rules.settings.kms_key_id.as_deref().filter(|id| !is_key_arn(id))
 }
 
 pub(super) fn is_key_arn(text: &str) -> bool {
@@ -177,12 +177,7 @@ fn holders(config: &Config, options: &Options) -> Vec<Holder> {
     let Config { aws: Aws { region, reader, writer, .. }, keys, wholesale, virtual_keys, .. } = config;
     let requests = Mapping::new(keys.clone(), wholesale.clone()).requests();
     let calls = source::secrets_manager::call_count(&requests);
-    let writes_of = |place: &Place<'_>| match virtual_keys {
-        Some(VirtualKeys { prefix, replica_regions, kms_key_id: _ }) => {
-            writes(prefix, !replica_regions.is_empty(), place)
-        }
-        None => Vec::new(),
-    };
+    let writes_of = |place: &Place<'_>| virtual_keys.as_ref().map_or_else(Vec::new, |keys| writes(&keys.rules, place));
     let mut holders = Vec::new();
     let place = place(region, reader, options);
     let mut needs = reads(&requests, calls.batch > 0, &place);
@@ -190,10 +185,26 @@ fn holders(config: &Config, options: &Options) -> Vec<Holder> {
     if writes_too {
         needs.extend(writes_of(&place));
     }
-    add_chain(&mut holders, reader, region, needs, (!requests.is_empty(), writes_too), options);
+    let mut last = add_chain(&mut holders, reader, region, needs, (!requests.is_empty(), writes_too), options);
     if let Some(writer) = writer {
         let needs = writes_of(&self::place(region, writer, options));
-        add_chain(&mut holders, writer, region, needs, (false, virtual_keys.is_some()), options);
+        last = add_chain(&mut holders, writer, region, needs, (false, virtual_keys.is_some()), options);
+    }
+    // The role of a team is assumed from whoever writes.
+    for (role, (arn, region)) in virtual_keys.iter().flat_map(|keys| keys.teams.iter().zip(&keys.rules.teams)) {
+        let (at, writer_arn, tags) = &last;
+        if let Some(holder) = holders.get_mut(*at) {
+            holder.needs.extend(assumes(role, *tags));
+        }
+        let place = Place { region, account: Some(arn.account()) };
+        let team = add(&mut holders, Holder { name: arn.to_string(), ..Holder::default() });
+        let principal = writer_arn.as_ref().map_or(PRINCIPAL, RoleArn::as_str);
+        let trusted = Trusted::Principal { arn: principal, external_id: None, tags: *tags };
+        if let Some(holder) = holders.get_mut(team) {
+            holder.needs.extend(writes_of(&place));
+            holder.writes = true;
+            holder.trust = vec![(Kind::RoleTrust, Policy::trusting(&trusted, arn.partition(), None))];
+        }
     }
     holders
 }
@@ -205,6 +216,7 @@ fn place<'a>(region: &'a str, identity: &Identity, options: &Options) -> Place<'
     Place { region, account: role.or_else(expected).or_else(|| options.account.clone()) }
 }
 
+/// Adds the identities of a chain; where the last of them is, its ARN, and whether its sessions carry tags.
 fn add_chain(
     holders: &mut Vec<Holder>,
     identity: &Identity,
@@ -212,7 +224,7 @@ fn add_chain(
     needs: Vec<Need>,
     (reads, writes): (bool, bool),
     options: &Options,
-) {
+) -> (usize, Option<RoleArn>, bool) {
     let Identity { base, roles, expected } = identity;
     let provider = options.oidc_provider.as_deref().unwrap_or(OIDC_PROVIDER);
     let service_account = options.service_account.as_deref().unwrap_or(SERVICE_ACCOUNT);
@@ -264,6 +276,8 @@ fn add_chain(
         holder.reads |= reads;
         holder.writes |= writes;
     }
+    let tags = tagged(roles, perhaps_tagged).last().copied().unwrap_or(perhaps_tagged);
+    (last, before, tags)
 }
 
 /// Adds somebody who is not there yet; says where he is.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Exit, Form, block_on, complain, identity_lines, lines_of, print};
 use crate::{
-    health::{KeyStatus, OutputStatus, Status},
+    health::{KeyStatus, OutputStatus, SpoolProblem, SpoolStatus, Status},
     http_client::{self, RequestError},
     pull::Report,
     telemetry,
@@ -90,7 +90,7 @@ fn now() -> Timestamp {
 
 /// The status for people: what is wrong first.
 fn table(status: &Status, now: Timestamp) -> String {
-    let Status { version, ready, started, identity, refresh, keys, secrets, outputs, config, remarks } = status;
+    let Status { version, ready, started, identity, refresh, keys, secrets, outputs, spool, config, remarks } = status;
     let mut lines = Vec::new();
     let age =
         |at: &Option<String>| at.as_deref().map_or_else(|| "never".to_owned(), |at| format!("{} ago", since(at, now)));
@@ -122,6 +122,10 @@ fn table(status: &Status, now: Timestamp) -> String {
         [name.clone(), format!("{kind} {path}"), state.clone(), keys.to_string(), age(last_write)]
     });
     columns(&mut lines, ["OUTPUT", "WHERE", "STATE", "KEYS", "CHANGED"], &rows.collect::<Vec<_>>());
+    if let Some(spool) = spool {
+        lines.push(String::new());
+        lines.extend(spool_lines(spool, now));
+    }
     // Each message once, with how many keys share it.
     let mut messages: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for key in keys {
@@ -153,7 +157,44 @@ fn table(status: &Status, now: Timestamp) -> String {
     lines_of(&lines)
 }
 
-fn columns(lines: &mut Vec<String>, head: [&str; 5], rows: &[[String; 5]]) {
+fn spool_lines(spool: &SpoolStatus, now: Timestamp) -> Vec<String> {
+    let SpoolStatus {
+        directory,
+        writer,
+        waiting,
+        claimed,
+        failed,
+        unreadable,
+        oldest,
+        last_confirmed,
+        confirmed,
+        writes_per_second,
+        trouble,
+        problems,
+    } = spool;
+    let oldest = oldest.as_deref().map(|at| format!(", the oldest for {}", since(at, now))).unwrap_or_default();
+    let last = last_confirmed.as_deref().map(|at| format!(", the last {} ago", since(at, now))).unwrap_or_default();
+    let mut lines = vec![format!("SPOOL  {directory}")];
+    lines.push(format!("claimed {claimed}{oldest}; waiting {waiting}; confirmed {confirmed}{last}"));
+    if *failed > 0 || *unreadable > 0 {
+        lines.push(format!("FAILED {failed} (`keytide spool list`); unreadable {unreadable}"));
+    }
+    if let Some(writer) = writer {
+        lines.extend(identity_lines(writer).into_iter().map(|line| format!("writer {line}")));
+    }
+    if let Some(rate) = writes_per_second {
+        lines.push(format!("writes at most {rate:.1} a second"));
+    }
+    if let Some(trouble) = trouble {
+        lines.push(format!("! the spool cannot be used: {trouble}"));
+    }
+    for SpoolProblem { entry: _, operation, subject, attempts, reason, message } in problems {
+        lines.push(format!("! {operation} {subject}: {reason} ({attempts} attempts): {message}"));
+    }
+    lines
+}
+
+pub(super) fn columns(lines: &mut Vec<String>, head: [&str; 5], rows: &[[String; 5]]) {
     let mut widths = head.map(str::len);
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -176,7 +217,7 @@ fn until(at: &str, now: Timestamp) -> String {
     at.parse::<Timestamp>().map_or_else(|_| "?".to_owned(), |at| short(at.as_second().saturating_sub(now.as_second())))
 }
 
-fn short(seconds: i64) -> String {
+pub(super) fn short(seconds: i64) -> String {
     match seconds.max(0) {
         s @ 0..120 => format!("{s}s"),
         s @ 120..7200 => format!("{}m", s / 60),

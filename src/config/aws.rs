@@ -11,7 +11,7 @@ use super::{
     },
     file::check_pairs,
     findings::{Given, Place, Reader},
-    yaml::{Located, Pairs, Unchecked},
+    yaml::{Located, Pairs, Position, Unchecked},
 };
 use crate::domain::identity::{Expected, Role, RoleArn};
 
@@ -83,20 +83,11 @@ struct RoleBlock {
     session_duration: Option<Unchecked<SessionDuration>>,
 }
 
-/// Virtual keys: who writes them.
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "VirtualKeys")]
-pub(super) struct VirtualKeysBlock {
-    /// A second identity that only writes. Default: who reads also writes.
-    aws: Option<Located<WriterBlock>>,
-}
-
 /// A second identity that only writes; region and endpoints are those of `keytide.aws`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "WriterAws")]
-struct WriterBlock {
+pub(super) struct WriterBlock {
     /// The file of a web-identity token with which the first of these `roles` is assumed. Default: they are assumed from
     /// where the roles of `keytide.aws` are.
     web_identity_token_file: Option<Unchecked<AbsolutePath>>,
@@ -257,11 +248,11 @@ impl RoleBlock {
     }
 }
 
-// === impl VirtualKeysBlock ===
+// === impl WriterBlock ===
 
-impl VirtualKeysBlock {
-    pub(super) fn check(self, reader: &mut Reader<'_, '_>) -> Option<OurWriter> {
-        let Located { at, value: WriterBlock { web_identity_token_file, roles, expect_role } } = self.aws?;
+impl WriterBlock {
+    pub(super) fn check(self, at: Position, reader: &mut Reader<'_, '_>) -> Option<OurWriter> {
+        let Self { web_identity_token_file, roles, expect_role } = self;
         let place = reader.place(at, "keytide.virtual_keys.aws");
         let path = |name: &str| format!("{}.{name}", place.path);
         let token_file = reader

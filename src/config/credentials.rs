@@ -230,6 +230,11 @@ fn session_name(theirs: &AwsSettings, findings: &mut Findings<'_>) -> String {
     }
 }
 
+/// The name of a team's session. What is wrong with it is said where the others are chosen.
+pub(super) fn team_session_name(theirs: &AwsSettings, findings: &Findings<'_>) -> String {
+    named(theirs, findings).unwrap_or(SESSION_NAME).to_owned()
+}
+
 /// The name that LiteLLM's block or the environment gives them, or ours.
 fn named<'a>(theirs: &'a AwsSettings, findings: &Findings<'a>) -> Result<&'a str, Cow<'static, str>> {
     if let Some(name) = &theirs.session_name {

@@ -11,7 +11,8 @@ use super::{
 use crate::domain::{
     identity::{Account, Expected, Role, RoleArn},
     mapping::{Format, Template},
-    names::{KeyName, Member, OutputName, SecretId, VersionStage},
+    names::{KeyName, Member, OutputName, SecretId, SecretName, VersionStage},
+    virtual_key::Operation,
 };
 
 /// A value that one field of the configuration holds.
@@ -69,6 +70,24 @@ text_field! {
     /// The value of a session's tag (STS, `Tag`).
     TagValue(String): "expected the value of a tag: at most 256 letters, digits, spaces and _ . : / = + - @",
         |text| (text.chars().count() <= 256 && text.chars().all(of_tag)).then(|| text.to_owned());
+    /// What the names of secrets begin with.
+    Prefix(String): "expected a prefix for names of secrets: longer than a slash, of A-Z a-z 0-9 / _ + = . @ -",
+        super::virtual_keys::prefix_of;
+    /// The description of a secret (AWS, `CreateSecret`).
+    Description(String): "expected a description of 1 to 2,048 characters",
+        |text| (1..=2048).contains(&text.chars().count()).then(|| text.to_owned());
+    /// The key of a secret's tag (AWS, `Tag`).
+    SecretTagKey(String): "expected the key of a tag: 1 to 128 letters, digits, spaces and _ . : / = + - @, not beginning with aws:",
+        |text| {
+            let own = text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("aws:"));
+            ((1..=128).contains(&text.chars().count()) && text.chars().all(of_tag) && !own).then(|| text.to_owned())
+        };
+    /// The value of a secret's tag (AWS, `Tag`).
+    SecretTagValue(String): "expected the value of a tag: at most 256 letters, digits, spaces and _ . : / = + - @",
+        |text| (text.chars().count() <= 256 && text.chars().all(of_tag)).then(|| text.to_owned());
+    /// A KMS key (AWS, `KmsKeyId`).
+    KmsKey(String): "expected the ARN, the id or the alias of a KMS key: 1 to 2,048 visible characters",
+        |text| (text.len() <= 2048 && crate::domain::value::is_visible(text)).then(|| text.to_owned());
     /// How long a session of a role lasts (STS, `DurationSeconds`).
     SessionDuration(Duration): "expected a duration such as 1h, at least 15m and at most 12h",
         |text| duration(text, MINUTE * 15, Duration::from_hours(12));
@@ -121,6 +140,9 @@ pub(super) struct Share(pub(super) f64);
 /// A numeric user or group.
 pub(super) struct Id(pub(super) u32);
 
+/// A number from 1 to `MOST`; none is without limit.
+pub(super) struct Count<const MOST: u32>(pub(super) Option<u32>);
+
 /// The text of a node that must be one.
 pub(super) fn text<'a>(node: &'a Node, expected: &'static str) -> Result<&'a str, Cow<'static, str>> {
     match &node.value {
@@ -165,6 +187,7 @@ macro_rules! name_field {
 name_field! {
     KeyName: "expected the name of a key";
     SecretId: "expected the name or the ARN of a secret";
+    SecretName: "expected the name of a secret";
     VersionStage: "expected a staging label";
     OutputName: "expected a name";
 }
@@ -259,6 +282,39 @@ impl Field for Id {
 
     fn schema() -> Schema {
         json_schema!({"type": "integer", "minimum": 0, "exclusiveMaximum": u32::MAX})
+    }
+}
+
+impl<const MOST: u32> Field for Count<MOST> {
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked before"
+    )]
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        match &node.value {
+            Shape::Text(text) if text == "none" => Ok(Self(None)),
+            Shape::Number(number) if number.fract() == 0.0 && (1.0..=f64::from(MOST)).contains(number) => {
+                Ok(Self(Some(*number as u32)))
+            }
+            _ => Err(format!("expected none, or a whole number from 1 to {MOST}").into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"anyOf": [{"const": "none"}, {"type": "integer", "minimum": 1, "maximum": MOST}]})
+    }
+}
+
+impl Field for Operation {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        const EXPECTED: &str = "expected create, rotate, rename or delete";
+        Self::parse(text(node, EXPECTED)?).ok_or(Cow::Borrowed(EXPECTED))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"enum": ["create", "rotate", "rename", "delete"]})
     }
 }
 

@@ -15,12 +15,13 @@ use serde::{
 
 use super::{
     FileAccess, OnMissing, Output, OutputKind, Refresh, State,
-    aws::{AwsBlock, OurAws, OurWriter, VirtualKeysBlock},
+    aws::{AwsBlock, OurAws},
     fields::{
         AbsolutePath, CallTimeout, Field, FileMode, Id, Interval, Listen, MaxStale, Share, Socket, StartupTimeout,
     },
     findings::{Findings, Given, Place, Reader},
     litellm::{General, GeneralSchema},
+    virtual_keys::{OurSpool, OurVirtualKeys, SpoolBlock, VirtualKeysBlock},
     yaml::{Located, Node, Pairs, Position, Shape, Unchecked},
 };
 use crate::domain::{
@@ -56,8 +57,11 @@ pub(super) struct Block {
     http: Option<HttpBlock>,
     /// The admin socket.
     admin: Option<AdminBlock>,
-    /// Virtual keys, which this version does not store: who will write them.
+    /// How virtual keys are stored, beside or instead of what LiteLLM's block says. They are stored if `prefix` is given
+    /// here, or LiteLLM's `store_virtual_keys` is true.
     virtual_keys: Option<VirtualKeysBlock>,
+    /// Where producers leave virtual keys, and what they may ask for.
+    spool: Option<Located<SpoolBlock>>,
 }
 
 /// One secret whose value is a JSON object.
@@ -209,7 +213,8 @@ struct AdminBlock {
 #[derive(Debug)]
 pub(super) struct Ours {
     pub(super) aws: OurAws,
-    pub(super) writer: Option<OurWriter>,
+    pub(super) virtual_keys: OurVirtualKeys,
+    pub(super) spool: OurSpool,
     pub(super) primary: Option<Given<Wholesale>>,
     pub(super) keys: Vec<Given<Entry>>,
     pub(super) refresh: Refresh,
@@ -297,12 +302,13 @@ impl<'de> Deserialize<'de> for Document {
 impl Block {
     /// The second pass: checks every field.
     pub(super) fn check(self, reader: &mut Reader<'_, '_>) -> Ours {
-        let Self { aws, primary_secret, keys, refresh, outputs, state, http, admin, virtual_keys } = self;
+        let Self { aws, primary_secret, keys, refresh, outputs, state, http, admin, virtual_keys, spool } = self;
         let HttpBlock { listen } = http.unwrap_or_default();
         let AdminBlock { socket } = admin.unwrap_or_default();
         Ours {
             aws: aws.unwrap_or_default().check(reader),
-            writer: virtual_keys.and_then(|block| block.check(reader)),
+            virtual_keys: virtual_keys.unwrap_or_default().check(reader),
+            spool: SpoolBlock::check_or_default(spool, reader),
             primary: primary_secret.and_then(|block| block.value.check(block.at, reader)),
             keys: keys
                 .unwrap_or_default()

@@ -9,7 +9,6 @@ use serde::{
 };
 
 use super::{
-    VirtualKeys,
     fields::{ExternalId, Field, Profile, Region, SessionName},
     findings::{Given, Place, Reader},
     yaml::{Node, Position, Shape, Unchecked},
@@ -39,8 +38,7 @@ pub(super) struct GeneralSchema {
     key_management_settings: Option<Settings>,
 }
 
-/// `key_management_settings`. The settings of virtual keys are checked, since LiteLLM would refuse to start; this version
-/// does not use them.
+/// `key_management_settings`.
 #[derive(JsonSchema)]
 #[schemars(rename = "KeyManagementSettings")]
 struct Settings {
@@ -90,7 +88,20 @@ pub(super) struct Theirs {
     pub(super) primary: Option<Given<SecretId>>,
     pub(super) wholesale: Option<Given<Wholesale>>,
     pub(super) keys: Vec<Given<Key>>,
-    pub(super) virtual_keys: Option<VirtualKeys>,
+    /// How virtual keys are stored, if they are to be.
+    pub(super) virtual_keys: Option<TheirVirtualKeys>,
+}
+
+/// What LiteLLM's block says of virtual keys, as far as it says it.
+#[derive(Debug)]
+pub(super) struct TheirVirtualKeys {
+    /// Where it says that they are to be stored.
+    pub(super) place: Place,
+    pub(super) prefix: Option<Given<String>>,
+    pub(super) description: Option<Given<String>>,
+    pub(super) tags: Option<Given<BTreeMap<String, String>>>,
+    pub(super) kms_key_id: Option<Given<String>>,
+    pub(super) replica_regions: Option<Given<Vec<String>>>,
 }
 
 /// LiteLLM's `aws_*` settings; what the block leaves out, LiteLLM's own environment variables say.
@@ -111,7 +122,7 @@ struct Nullable<T>(Option<T>);
 struct HostedKeys(Vec<Node>);
 struct Text(String);
 struct Texts(Vec<String>);
-struct Tags;
+struct Tags(BTreeMap<String, String>);
 struct Flag(bool);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -279,20 +290,12 @@ impl Settings {
             aws_sts_endpoint,
         } = self;
         let path = |name: &str| format!("{PATH}.{name}");
-        for (name, setting) in [("description", description), ("custom_secret_manager", custom_secret_manager)] {
-            reader.value(&path(name), setting);
-        }
-        reader.value(&path("tags"), tags);
-        let prefix = reader.value(&path("prefix_for_stored_virtual_keys"), prefix_for_stored_virtual_keys);
-        let virtual_keys = VirtualKeys {
-            // LiteLLM puts the slash between prefix and alias.
-            prefix: prefix.map_or("litellm/".to_owned(), |Text(text)| format!("{}/", text.trim_end_matches('/'))),
-            kms_key_id: text(&path("kms_key_id"), kms_key_id, reader).map(|given| given.value),
-            replica_regions: reader
-                .field(&path("replica_regions"), replica_regions)
-                .and_then(flatten)
-                .map_or(Vec::new(), |Given { value: Texts(regions), .. }| regions),
-        };
+        reader.value(&path("custom_secret_manager"), custom_secret_manager);
+        let prefix = reader.field(&path("prefix_for_stored_virtual_keys"), prefix_for_stored_virtual_keys);
+        let description = text(&path("description"), description, reader);
+        let tags = reader.field(&path("tags"), tags).and_then(flatten::<Tags>);
+        let kms_key_id = text(&path("kms_key_id"), kms_key_id, reader);
+        let replica_regions = reader.field(&path("replica_regions"), replica_regions).and_then(flatten::<Texts>);
         let mut setting = |name: &str, setting, variable: &str| {
             text(&path(name), setting, reader).or_else(|| {
                 let value = reader.findings.environment.set(variable)?.to_owned();
@@ -320,16 +323,25 @@ impl Settings {
         let store_virtual_keys = store_virtual_keys.and_then(flatten::<Flag>).filter(|given| given.value.0);
         let access_mode = reader.field(&path("access_mode"), access_mode);
         if let Some(store) = &store_virtual_keys {
-            reader.findings.notice(&store.place, "this version does not store virtual keys");
             if let Some(mode) = access_mode.as_ref().filter(|mode| mode.value == AccessMode::ReadOnly) {
-                let message = "virtual keys are stored whatever access_mode says, as in LiteLLM";
-                reader.findings.notice(&mode.place, message);
+                let message = format!(
+                    "virtual keys are stored whatever access_mode says, as in LiteLLM ({})",
+                    store.place.line()
+                );
+                reader.findings.notice(&mode.place, &message);
             }
         }
         let primary = text(&path("primary_secret_name"), primary_secret_name, reader);
         let primary = reread(primary, |secret: SecretId| secret, reader);
         let hosted_keys = reader.field(&path("hosted_keys"), hosted_keys).and_then(flatten::<HostedKeys>);
-        let virtual_keys = store_virtual_keys.map(|_| virtual_keys);
+        let virtual_keys = store_virtual_keys.map(|store| TheirVirtualKeys {
+            place: store.place,
+            prefix: prefix.map(|given| given.map(|Text(text)| text)),
+            description,
+            tags: tags.map(|given| given.map(|Tags(tags)| tags)),
+            kms_key_id,
+            replica_regions: replica_regions.map(|given| given.map(|Texts(regions)| regions)),
+        });
         let mut theirs = Theirs { aws, virtual_keys, ..Theirs::default() };
         if access_mode.is_some_and(|mode| mode.value == AccessMode::WriteOnly) {
             return theirs;
@@ -493,16 +505,13 @@ impl Field for Texts {
     }
 }
 
+const TAGS: &str = "expected a mapping of texts to texts: put numbers in quotation marks";
+
 impl Field for Tags {
     fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
-        match &node.value {
-            Shape::Map(entries)
-                if entries.iter().all(|(key, value)| key.text().is_some() && value.text().is_some()) =>
-            {
-                Ok(Self)
-            }
-            _ => Err("expected a mapping of texts to texts: put numbers in quotation marks".into()),
-        }
+        let Shape::Map(entries) = &node.value else { return Err(TAGS.into()) };
+        let pair = |(key, value): &(Node, Node)| Some((key.text()?.to_owned(), value.text()?.to_owned()));
+        entries.iter().map(pair).collect::<Option<_>>().map(Self).ok_or(TAGS.into())
     }
 
     fn schema() -> Schema {

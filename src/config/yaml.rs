@@ -63,7 +63,7 @@ pub(super) struct Problem {
 }
 
 /// Keys that are planned, and that this version does not know.
-const LATER: [&str; 3] = ["kubernetes_secret", "spool", "reload"];
+const LATER: [&str; 2] = ["kubernetes_secret", "reload"];
 
 /// Reads a file.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {

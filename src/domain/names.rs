@@ -10,6 +10,11 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SecretId(String);
 
+/// The name of a secret that keytide writes: 1 to 512 of `A-Z a-z 0-9 / _ + = . @ -` (AWS, `CreateSecret`, `Name`), and no
+/// empty segment, `.` or `..` between its slashes, which some of AWS's tools and emulators take for a path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretName(String);
+
 /// The name of a hosted key: of one piece of text that outputs carry.
 ///
 /// Any text without control characters, 1 to 512 bytes; what a certain output can carry is checked where it is written
@@ -50,6 +55,8 @@ pub struct NameError {
 }
 
 const SECRET_ID: &str = "expected the name of a secret (1 to 512 of A-Z a-z 0-9 / _ + = . @ -) or its ARN";
+const SECRET_NAME: &str =
+    "expected the name of a secret: 1 to 512 of A-Z a-z 0-9 / _ + = . @ -, without //, and no . or .. between slashes";
 const KEY_NAME: &str = "expected 1 to 512 bytes without control characters";
 const ENV_NAME: &str =
     "expected the name of an environment variable: letters, digits and _, not beginning with a digit";
@@ -86,6 +93,7 @@ macro_rules! name {
 }
 
 name!(SecretId, is_secret_id, SECRET_ID);
+name!(SecretName, is_secret_name, SECRET_NAME);
 name!(KeyName, is_key_name, KEY_NAME);
 name!(EnvName, is_env_name, ENV_NAME);
 name!(FileName, is_file_name, FILE_NAME);
@@ -112,6 +120,19 @@ impl Member {
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+// === impl SecretId ===
+
+impl SecretId {
+    /// True if it may mean the secret of this name: it is the name, or an ARN of it in whatever account, with or without
+    /// the six characters that AWS puts behind a name.
+    #[must_use]
+    pub fn may_mean(&self, name: &SecretName) -> bool {
+        let Some((_, tail)) = self.0.split_once(":secret:") else { return self.0 == name.0 };
+        tail.strip_prefix(name.as_str())
+            .is_some_and(|rest| rest.is_empty() || (rest.len() == 7 && rest.starts_with('-')))
     }
 }
 
@@ -226,8 +247,21 @@ impl EnvName {
     }
 }
 
+fn of_secret_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "/_+=.@-".contains(c)
+}
+
+fn is_secret_name(text: &str) -> bool {
+    // A name may begin with a slash, and end in one; in between each segment is something.
+    let middle = text.strip_prefix('/').unwrap_or(text);
+    let middle = middle.strip_suffix('/').unwrap_or(middle);
+    (1..=512).contains(&text.len())
+        && text.chars().all(of_secret_name)
+        && middle.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
+}
+
 fn is_secret_id(text: &str) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "/_+=.@-".contains(c);
+    let legal = of_secret_name;
     if text.starts_with("arn:") {
         text.len() <= 2048 && text.chars().all(|c| legal(c) || c == ':')
     } else {
@@ -307,6 +341,13 @@ mod tests {
                 && SecretId::parse("").is_err()
                 && SecretId::parse("a".repeat(513)).is_err()
         );
+        for name in ["a", "/lead", "litellm/team/a", "a@b.c+d=e", "-", "a..b", "litellm/k/"] {
+            assert!(SecretName::parse(name).is_ok(), "{name}");
+        }
+        for name in ["", "/", "//", "a//b", "a/../b", "..", "./a", "a/.", "a b", "ключ", "a:b", "a\n", &"a".repeat(513)]
+        {
+            assert!(SecretName::parse(name).is_err(), "{name}");
+        }
         assert!(EnvName::parse("_a1").is_ok());
         assert!(EnvName::parse("1a").is_err() && EnvName::parse("a-b").is_err() && EnvName::parse("").is_err());
         assert!(FileName::parse("tls.key").is_ok());

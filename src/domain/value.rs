@@ -10,6 +10,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -55,6 +56,12 @@ impl SecretValue {
         Self::new(STANDARD.encode(bytes))
     }
 
+    /// The bytes behind the text of [`SecretValue::from_binary`]; none if it is not base64.
+    #[must_use]
+    pub fn to_binary(&self) -> Option<Vec<u8>> {
+        STANDARD.decode(self.expose()).ok()
+    }
+
     /// Another handle on the same text. Not `Clone`, so that each place that keeps a value says so.
     #[must_use]
     pub fn share(&self) -> Self {
@@ -83,6 +90,12 @@ impl SecretValue {
     #[must_use]
     pub fn is_visible(&self) -> bool {
         is_visible(self.expose())
+    }
+
+    /// The SHA-256 of the text, in hex: what LiteLLM calls an unnamed virtual key by (`proxy/_types.py`, `hash_token`).
+    #[must_use]
+    pub fn sha256_hex(&self) -> String {
+        Sha256::digest(self.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Joins the pieces of a template.
@@ -286,6 +299,12 @@ mod tests {
         assert_eq!(text(Piece::Url(&value)).expose(), "<p%40ss%2F%22w%22%20%E2%9C%93>");
         assert_eq!(text(Piece::Base64(&value)).expose(), "<cEBzcy8idyIg4pyT>");
         assert_eq!(text(Piece::Json(&value)).expose(), "<\"p@ss/\\\"w\\\" ✓\">");
+    }
+
+    #[test]
+    fn an_unnamed_key_is_hashed_as_litellm_does() {
+        let hash = SecretValue::new("sk-abc123".to_owned()).sha256_hex();
+        assert_eq!(hash, "0a2f6ba7b3d4973643557c2bbae4f2f717b3f1d1baf8d730db9272ae6d4824ab");
     }
 
     #[test]

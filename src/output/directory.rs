@@ -1,9 +1,13 @@
 //! A directory that keytide writes into: opened once, never through a link, every file replaced as a whole.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read as _, Write as _},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -37,6 +41,29 @@ pub struct Stamp {
     size: i64,
     changed: (i64, i64),
     mode: u32,
+}
+
+/// What a name of a directory stands for, without following a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// True for a regular file.
+    pub is_file: bool,
+    /// True for a directory.
+    pub is_directory: bool,
+    /// How many names the file has.
+    pub links: u64,
+    /// In bytes.
+    pub size: u64,
+    /// Its owner.
+    pub owner: u32,
+    /// Its group.
+    pub group: u32,
+    /// Its permissions.
+    pub mode: u32,
+    /// When it was last changed, its name included: milliseconds since the Unix epoch.
+    pub changed_ms: i64,
+    /// What tells this state from another.
+    pub stamp: Stamp,
 }
 
 /// Something that is wrong with a directory, or with a file in it.
@@ -97,6 +124,15 @@ impl Directory {
         Ok(directory)
     }
 
+    /// Opens a directory that must be there, on whatever medium.
+    ///
+    /// # Errors
+    /// If it is missing, a link, or not a directory.
+    pub fn open_existing(path: &Path) -> Result<Self, DirectoryError> {
+        let handle = open_handle(path).map_err(|errno| open_error(path, errno))?;
+        Ok(Self { path: path.to_owned(), handle, allow_disk: true })
+    }
+
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -110,6 +146,98 @@ impl Directory {
     pub fn is_setgid(&self) -> Result<bool, DirectoryError> {
         let stat = fs::fstat(&self.handle).map_err(|errno| self.error("look at", "", errno))?;
         Ok(Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID))
+    }
+
+    /// What the directory itself is, its modification time as the stamp's.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn itself(&self) -> Result<Found, DirectoryError> {
+        let stat = fs::fstat(&self.handle).map_err(|errno| self.error("look at", "", errno))?;
+        Ok(Found::of(&stat))
+    }
+
+    /// Gives the directory this mode, whatever the process's umask.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn set_mode(&self, mode: u32) -> Result<(), DirectoryError> {
+        fs::fchmod(&self.handle, Mode::from_raw_mode(mode)).map_err(|errno| self.error("set the mode of", "", errno))
+    }
+
+    /// What a name stands for; none if there is nothing.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn find(&self, name: &OsStr) -> Result<Option<Found>, DirectoryError> {
+        match fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Found::of(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("look at", &name.to_string_lossy(), errno)),
+        }
+    }
+
+    /// Opens a file for reading, and says what it is: of the open file, not of its name. Opening waits for nobody.
+    ///
+    /// # Errors
+    /// If it cannot be opened; a link is not followed.
+    pub fn open_file(&self, name: &OsStr) -> Result<(File, Found), DirectoryError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let failed = |errno| self.error("open", &name.to_string_lossy(), errno);
+        let file = fs::openat(&self.handle, name, flags, Mode::empty()).map_err(failed)?;
+        let stat = fs::fstat(&file).map_err(failed)?;
+        Ok((File::from(file), Found::of(&stat)))
+    }
+
+    /// Moves a file to another directory of the same file system; false if there is no such file.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn move_to(&self, name: &OsStr, other: &Self, new_name: &OsStr) -> Result<bool, DirectoryError> {
+        match fs::renameat(&self.handle, name, &other.handle, new_name) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(self.error("take", &name.to_string_lossy(), errno)),
+        }
+    }
+
+    /// Makes an empty file for keytide alone; one that is there stays.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn touch(&self, name: &str) -> Result<(), DirectoryError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match fs::openat(&self.handle, name, flags, Mode::from_raw_mode(0o600)) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(self.error("make", name, errno)),
+        }
+    }
+
+    /// Makes renames and removals survive a loss of power, where the directory may lie on a disk.
+    ///
+    /// # Errors
+    /// If the system cannot.
+    pub fn sync(&self) -> Result<(), DirectoryError> {
+        if !self.allow_disk {
+            return Ok(());
+        }
+        fs::fsync(&self.handle).map_err(|errno| self.error("sync", "", errno))
+    }
+
+    /// Hands each name to `visit`, as bytes, until it says that it has enough, in no order.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn visit(&self, mut visit: impl FnMut(&OsStr) -> bool) -> Result<(), DirectoryError> {
+        let failed = |errno| self.error("list", "", errno);
+        for entry in fs::Dir::read_from(&self.handle).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." && !visit(name) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Looks whether the path still leads to the directory that is held, and takes the new one if somebody replaced it by
@@ -269,22 +397,29 @@ impl Directory {
         target.into_string().ok()
     }
 
-    /// The names in it.
+    /// The names in it that are UTF-8, as all names of ours are.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn names(&self) -> Result<Vec<String>, DirectoryError> {
-        let failed = |errno| self.error("list", "", errno);
-        let entries = fs::Dir::read_from(&self.handle).map_err(failed)?;
         let mut names = Vec::new();
-        for entry in entries {
-            if let Ok(name) = entry.map_err(failed)?.file_name().to_str()
-                && name != "."
-                && name != ".."
-            {
-                names.push(name.to_owned());
-            }
-        }
+        self.visit(|name| {
+            names.extend(name.to_str().map(str::to_owned));
+            true
+        })?;
+        Ok(names)
+    }
+
+    /// All the names in it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn raw_names(&self) -> Result<Vec<OsString>, DirectoryError> {
+        let mut names = Vec::new();
+        self.visit(|name| {
+            names.push(name.to_owned());
+            true
+        })?;
         Ok(names)
     }
 
@@ -292,10 +427,11 @@ impl Directory {
     ///
     /// # Errors
     /// If it is there and cannot be removed.
-    pub fn remove(&self, name: &str) -> Result<(), DirectoryError> {
+    pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<(), DirectoryError> {
+        let name = name.as_ref();
         match fs::unlinkat(&self.handle, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(self.error("remove", name, errno)),
+            Err(errno) => Err(self.error("remove", &name.to_string_lossy(), errno)),
         }
     }
 
@@ -358,6 +494,26 @@ impl Stamp {
     fn of(stat: &Stat) -> Self {
         let nanoseconds = i64::try_from(stat.st_ctime_nsec).unwrap_or_default();
         Self { inode: stat.st_ino, size: stat.st_size, changed: (stat.st_ctime, nanoseconds), mode: stat.st_mode }
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    fn of(stat: &Stat) -> Self {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let ms = i64::try_from(stat.st_ctime_nsec).unwrap_or_default() / 1_000_000;
+        Self {
+            is_file: kind == FileType::RegularFile,
+            is_directory: kind == FileType::Directory,
+            links: u64::try_from(stat.st_nlink).unwrap_or(u64::MAX),
+            size: u64::try_from(stat.st_size).unwrap_or(u64::MAX),
+            owner: stat.st_uid,
+            group: stat.st_gid,
+            mode: Mode::from_raw_mode(stat.st_mode).bits() & 0o7777,
+            changed_ms: stat.st_ctime.saturating_mul(1000).saturating_add(ms),
+            stamp: Stamp::of(stat),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::domain::{
     identity::{Account, Role, partition_of},
     mapping::Request,
     names::SecretId,
+    virtual_key::{Operation, Rules},
 };
 
 /// What stands in a document where nobody said what belongs there. No ARN and no name has such brackets, and IAM takes no
@@ -79,22 +80,6 @@ pub enum Trusted<'a> {
     },
 }
 
-/// What virtual keys need, each on every secret below the prefix.
-const WRITES: [&str; 9] = [
-    "secretsmanager:CreateSecret",
-    "secretsmanager:PutSecretValue",
-    "secretsmanager:UpdateSecret",
-    "secretsmanager:DescribeSecret",
-    "secretsmanager:GetSecretValue",
-    "secretsmanager:DeleteSecret",
-    "secretsmanager:RestoreSecret",
-    "secretsmanager:TagResource",
-    "secretsmanager:UntagResource",
-];
-/// And with replicas.
-const REPLICATES: [&str; 2] =
-    ["secretsmanager:ReplicateSecretToRegions", "secretsmanager:RemoveRegionsFromReplication"];
-
 /// What reading needs: each secret by itself, and the batch call where it is made.
 #[must_use]
 pub fn reads(requests: &BTreeSet<Request>, batches: bool, place: &Place<'_>) -> Vec<Need> {
@@ -105,13 +90,35 @@ pub fn reads(requests: &BTreeSet<Request>, batches: bool, place: &Place<'_>) -> 
     get.chain(batch).collect()
 }
 
-/// What storing virtual keys needs.
+/// What storing virtual keys needs, on every secret below the prefix and on the others that entries may name.
 #[must_use]
-pub fn writes(prefix: &str, replicated: bool, place: &Place<'_>) -> Vec<Need> {
-    let resource = place.arn(&format!("{prefix}*"));
-    let more: &[&str] = if replicated { &REPLICATES } else { &[] };
-    let actions = WRITES.iter().chain(more);
-    actions.map(|action| Need { action, resource: resource.clone() }).collect()
+pub fn writes(rules: &Rules, place: &Place<'_>) -> Vec<Need> {
+    let Rules { prefix, settings, operations, allow, allow_names, hosted: _, teams: _ } = rules;
+    let has = |operation| operations.contains(&operation);
+    let stores = has(Operation::Create) || has(Operation::Rotate);
+    let moves = has(Operation::Rename) || has(Operation::Rotate);
+    let deletes = moves || has(Operation::Delete);
+    let replicates = !settings.replica_regions.is_empty() || !allow.replica_regions.is_empty();
+    let actions = [
+        ("secretsmanager:DescribeSecret", true),
+        ("secretsmanager:CreateSecret", stores || moves),
+        ("secretsmanager:PutSecretValue", stores || moves),
+        // Only a rename reads a value, which it moves.
+        ("secretsmanager:GetSecretValue", has(Operation::Rename)),
+        ("secretsmanager:RestoreSecret", stores || moves),
+        ("secretsmanager:UpdateSecret", stores || moves),
+        ("secretsmanager:TagResource", stores || moves),
+        ("secretsmanager:UntagResource", stores || moves),
+        ("secretsmanager:DeleteSecret", deletes),
+        ("secretsmanager:ReplicateSecretToRegions", replicates && (stores || moves)),
+        ("secretsmanager:RemoveRegionsFromReplication", replicates && deletes),
+    ];
+    let others = allow_names.iter().map(|name| place.arn(&format!("{name}-??????")));
+    let resources: Vec<String> = std::iter::once(place.arn(&format!("{prefix}*"))).chain(others).collect();
+    let needed = actions.into_iter().filter(|(_, needed)| *needed);
+    needed
+        .flat_map(|(action, _)| resources.iter().map(move |resource| Need { action, resource: resource.clone() }))
+        .collect()
 }
 
 /// What assuming a role needs.
@@ -289,7 +296,8 @@ mod tests {
     fn a_policy_has_one_statement_for_the_actions_that_share_their_resources() {
         let here = place(Some("123456789012"));
         let mut needs = reads(&[request("a"), request("b")].into(), true, &here);
-        needs.extend(writes("litellm/", false, &here));
+        let operations = Operation::ALL.into_iter().collect();
+        needs.extend(writes(&Rules { prefix: "litellm/".to_owned(), operations, ..Rules::default() }, &here));
         let policy = serde_json::to_value(Policy::allowing(&needs)).unwrap();
         let statements = policy["Statement"].as_array().unwrap();
         assert_eq!(policy["Version"], "2012-10-17");

@@ -9,6 +9,10 @@ const LONGEST_RETRY: Duration = Duration::from_mins(1);
 /// The longest one before the first refresh is complete: a pod waits for it.
 const LONGEST_RETRY_AT_START: Duration = Duration::from_secs(15);
 
+/// The same where somebody has to do something first.
+const FIRST_SLOW_RETRY: Duration = Duration::from_secs(10);
+const LONGEST_SLOW_RETRY: Duration = Duration::from_mins(10);
+
 /// The schedule of one daemon.
 #[derive(Debug)]
 pub struct Schedule {
@@ -40,10 +44,34 @@ impl Schedule {
     /// The pause before the `attempt`th repetition, from 1: doubled each time, the upper half of it random.
     pub fn retry(&mut self, attempt: u32, starting: bool) -> Duration {
         let longest = if starting { LONGEST_RETRY_AT_START } else { LONGEST_RETRY };
-        let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
-        let cap = doubled.min(longest).min(self.interval.max(FIRST_RETRY));
-        cap.mul_f64(0.5 + 0.5 * self.random.f64())
+        doubled(attempt, FIRST_RETRY, longest.min(self.interval.max(FIRST_RETRY)), &mut self.random)
     }
+}
+
+/// The pause before the `attempt`th repetition of a write, from 1.
+pub fn backoff(attempt: u32, random: &mut fastrand::Rng) -> Duration {
+    doubled(attempt, FIRST_RETRY, LONGEST_RETRY, random)
+}
+
+/// The same where somebody has to do something first.
+pub fn slow(attempt: u32, random: &mut fastrand::Rng) -> Duration {
+    doubled(attempt, FIRST_SLOW_RETRY, LONGEST_SLOW_RETRY, random)
+}
+
+/// The pause before another look at something that is on its way.
+pub fn soon(random: &mut fastrand::Rng) -> Duration {
+    FIRST_RETRY.mul_f64(1.0 + random.f64())
+}
+
+/// The longest pause when there is little time left.
+pub fn hurried(random: &mut fastrand::Rng) -> Duration {
+    FIRST_RETRY.mul_f64(0.25 + 0.25 * random.f64())
+}
+
+/// Doubled each time, the upper half of it random.
+fn doubled(attempt: u32, first: Duration, longest: Duration, random: &mut fastrand::Rng) -> Duration {
+    let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
+    doubled.min(longest).mul_f64(0.5 + 0.5 * random.f64())
 }
 
 #[cfg(test)]

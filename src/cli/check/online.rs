@@ -18,13 +18,12 @@ use crate::{
         mapping::Request,
         snapshot::{Problem, Reason},
     },
-    health::IdentityStatus,
+    health::{IdentityStatus, timestamp},
     metrics::Metrics,
     plan::{
         fan_out::{Ledger, Mapping},
         policy::{Need, Place, Policy, reads, writes},
     },
-    pull::timestamp,
     telemetry,
 };
 
@@ -85,8 +84,9 @@ pub(super) async fn online(config: Config, simulate: bool) -> anyhow::Result<(On
     let statuses = (daemon::described(&aws, &aws.reader), aws.writer.as_ref().map(|one| daemon::described(&aws, one)));
     let connection = Connection::new(&aws, refresh.call_timeout, telemetry::wall_clock(), metrics)?;
     let (region, endpoints) = (aws.region.clone(), aws.endpoints.clone());
-    let writer = aws.writer.take().map(|writer| Auth::new(writer, &endpoints, connection.clone())).transpose()?;
+    let writer = aws.writer.take();
     let mut reader = daemon::reader(aws, &connection)?;
+    let writer = writer.map(|writer| reader.auth.beside(writer)).transpose()?;
     let mut online = Online::default();
     let mut problems = Vec::new();
 
@@ -121,7 +121,7 @@ pub(super) async fn online(config: Config, simulate: bool) -> anyhow::Result<(On
     }
     if let (Some(Some(caller)), Some(virtual_keys)) = (writing, virtual_keys) {
         let place = Place { region: &region, account: Some(caller.account()) };
-        let needs = writes(&virtual_keys.prefix, !virtual_keys.replica_regions.is_empty(), &place);
+        let needs = writes(&virtual_keys.rules, &place);
         let decisions = if simulate {
             let asked = ask_iam(&connection, endpoints.iam.as_deref(), &who_writes, &caller, &needs).await;
             asked.inspect_err(|problem| problems.push(format!("{STORING}, as far as can be told: {problem}"))).ok()
@@ -145,10 +145,11 @@ pub(super) async fn online(config: Config, simulate: bool) -> anyhow::Result<(On
 fn judge(need: &Need, decisions: Option<&[iam::Decision]>, caller: &Caller) -> (Verdict, Option<String>) {
     let Need { action, resource } = need;
     let Some(decisions) = decisions else { return (Verdict::NotProvable, None) };
-    match decisions.iter().find(|decision| decision.action == *action) {
-        Some(decision) if decision.allowed => (Verdict::Allowed, None),
-        Some(_) => (Verdict::Denied, Some(format!("the policies of {caller} do not allow {action} on {resource}"))),
-        None => (Verdict::NotProvable, Some(format!("the answer of SimulatePrincipalPolicy says nothing of {action}"))),
+    let decisions: Vec<_> = decisions.iter().filter(|decision| decision.action == *action).collect();
+    match decisions[..] {
+        [_, ..] if decisions.iter().all(|decision| decision.allowed) => (Verdict::Allowed, None),
+        [_, ..] => (Verdict::Denied, Some(format!("the policies of {caller} do not allow {action} on {resource}"))),
+        [] => (Verdict::NotProvable, Some(format!("the answer of SimulatePrincipalPolicy says nothing of {action}"))),
     }
 }
 
@@ -197,8 +198,10 @@ async fn ask_iam(
     needs: &[Need],
 ) -> Result<Vec<iam::Decision>, Problem> {
     let actions: Vec<&str> = needs.iter().map(|need| need.action).collect();
-    let resources: BTreeSet<String> =
-        needs.iter().map(|need| need.resource.replace('*', "keytide-check-AbCdEf")).collect();
+    let resources: BTreeSet<String> = needs
+        .iter()
+        .map(|need| need.resource.replace('*', "keytide-check-AbCdEf").replace("-??????", "-AbCdEf"))
+        .collect();
     let resources: Vec<String> = resources.into_iter().collect();
     // IAM wants the role itself, whose path only the configuration knows.
     let source = match (auth.role().filter(|role| caller.is_role(role)), caller.role_name()) {

@@ -91,6 +91,12 @@ impl Refusal {
         Self { code: code.into(), message: message.into(), status: StatusCode::BAD_REQUEST }
     }
 
+    /// As a fault describes it.
+    pub(crate) fn of(code: &str, status: u16, message: &str) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+        Self { status, ..Self::new(code, message) }
+    }
+
     pub(crate) fn forbidden(code: &str, message: impl Into<String>) -> Self {
         Self { status: StatusCode::FORBIDDEN, ..Self::new(code, message) }
     }

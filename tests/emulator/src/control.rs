@@ -47,6 +47,30 @@ pub(crate) fn answer(
             world.record.clear();
             done
         }
+        ("PUT", ("recording", "")) => match serde_json::from_slice(body) {
+            Ok(on) => {
+                world.record.set_on(on);
+                done
+            }
+            Err(_) => refused("the body is neither true nor false"),
+        },
+        ("PUT", ("slow-replication", "")) => match serde_json::from_slice(body) {
+            Ok(describes) => {
+                world.slow_replication = describes;
+                done
+            }
+            Err(_) => refused("the body is no number"),
+        },
+        ("PUT", ("owner" | "primary-region", name)) => match serde_json::from_slice::<Option<String>>(body) {
+            Ok(text) => {
+                let is_owner = path.starts_with("owner/");
+                let changed = world.home(now_ms).change(name, |secret| {
+                    *(if is_owner { &mut secret.owner } else { &mut secret.primary_region }) = text;
+                });
+                if changed { done } else { absent }
+            }
+            Err(_) => refused("the body is neither a JSON text nor null"),
+        },
         ("GET", ("faults", "")) => {
             let faults = world.faults.all().map(|(id, fault)| json!({ "id": id, "fault": fault }));
             found(faults.collect())

@@ -44,6 +44,15 @@ pub enum FaultKind {
         /// Its message.
         message: String,
     },
+    /// The call is carried out, and this error is answered whatever came of it.
+    ErrorAfter {
+        /// Its code.
+        code: String,
+        /// Its HTTP status.
+        status: u16,
+        /// Its message.
+        message: String,
+    },
     /// `InternalServiceError`, status 500. Nothing is done.
     InternalError,
     /// The call is carried out, and the connection is cut after so many bytes of the answer's body, which promised more.
@@ -71,7 +80,7 @@ pub enum FaultKind {
     },
     /// `BatchGetSecretValue` answers so many secrets a page; zero: a first page with none, then the rest.
     Pages(usize),
-    /// Reads, creates and puts are denied with a message that holds the secret's value: for tests that no message is
+    /// Reads, creates, puts and updates are denied with a message that holds the secret's value: for tests that no message is
     /// passed on.
     EchoValue,
 }
@@ -159,6 +168,7 @@ impl FaultKind {
         match self {
             Self::Throttle
             | Self::Error { .. }
+            | Self::ErrorAfter { .. }
             | Self::InternalError
             | Self::CutAfter(_)
             | Self::Hang

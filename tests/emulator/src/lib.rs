@@ -21,7 +21,7 @@
 //!
 //! What is deliberately not here: KMS, resource policies, rotation, lists and filters, denials and
 //! conditions in policies, session policies, tags that a web identity token brings, the packed size of tags. Replicas
-//! have a status but cannot be read in their region. All accounts share the secrets of a region, which are the home
+//! have a status but cannot be read in their region, and nothing is overwritten there. All accounts share the secrets of a region, which are the home
 //! account's: a session of another account's role reads them if its own statements say so. IAM has nothing but
 //! `SimulatePrincipalPolicy`, which answers in one page. The Pod Identity agent listens under every host name and takes
 //! tokens that are no JWT; the two places of a node give out a new session each time.
@@ -51,6 +51,7 @@ mod session_tags;
 mod sigv4;
 mod sts;
 mod tls;
+mod view;
 mod world;
 
 pub use access::{Role, Statement, User, WebIdentity};
@@ -62,6 +63,7 @@ pub use record::Request;
 pub use secrets::Value;
 pub use seed::{Seed, SeedError};
 pub use tls::Tls;
+pub use view::{SecretView, VersionView};
 
 use secrets::CURRENT;
 use server::{Phase, Shared};
@@ -225,6 +227,76 @@ impl Emulator {
         self.shared.world().home(now_ms).remove(name);
     }
 
+    /// Replaces the description and all tags of a secret, as somebody else might.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn set_metadata(&self, name: &str, description: Option<&str>, tags: &[(&str, &str)]) {
+        self.change(name, |secret| {
+            secret.description = description.map(str::to_owned);
+            secret.tags = tags.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        });
+    }
+
+    /// Sets one tag of a secret, as somebody else might.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn tag(&self, name: &str, key: &str, value: &str) {
+        self.change(name, |secret| drop(secret.tags.insert(key.to_owned(), value.to_owned())));
+    }
+
+    /// Takes one tag of a secret away, if it has it, as somebody else might.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn untag(&self, name: &str, key: &str) {
+        self.change(name, |secret| drop(secret.tags.remove(key)));
+    }
+
+    /// Sets the KMS key of a secret, as somebody else might; none is AWS's own.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn set_kms_key(&self, name: &str, kms_key_id: Option<&str>) {
+        self.change(name, |secret| secret.kms_key_id = kms_key_id.map(str::to_owned));
+    }
+
+    /// Gives a secret to another service that manages it (such as `rds`), or back to its account. Of such a secret
+    /// every change through the API is an `InvalidRequestException`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn set_owner(&self, name: &str, service: Option<&str>) {
+        self.change(name, |secret| secret.owner = service.map(str::to_owned));
+    }
+
+    /// Makes a secret the replica of one in that region, or no replica. Of a replica every change through the API is,
+    /// as on AWS, an `InvalidParameterException`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such secret.
+    pub fn set_primary_region(&self, name: &str, region: Option<&str>) {
+        self.change(name, |secret| secret.primary_region = region.map(str::to_owned));
+    }
+
+    /// From now on a region that was removed from replication is still shown, as `InProgress`, by so many
+    /// `DescribeSecret`; until then the secret is not deleted. At first none.
+    pub fn set_slow_replication(&self, describes: u32) {
+        self.shared.world().slow_replication = describes;
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut secrets::Secret)) {
+        let now_ms = self.shared.now_ms();
+        assert!(self.shared.world().home(now_ms).change(name, change), "no secret {name}");
+    }
+
     /// The current value, if there is one and it is a text; also of a secret that is scheduled for deletion.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<String> {
@@ -240,6 +312,20 @@ impl Emulator {
     pub fn arn(&self, name: &str) -> Option<String> {
         let now_ms = self.shared.now_ms();
         self.shared.world().home(now_ms).find(name).ok().map(|secret| secret.arn.clone())
+    }
+
+    /// The whole of a secret, if there is one.
+    #[must_use]
+    pub fn secret(&self, name: &str) -> Option<SecretView> {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().home(now_ms).find(name).ok().map(SecretView::of)
+    }
+
+    /// As [`Emulator::secret`], in another region.
+    #[must_use]
+    pub fn secret_in(&self, region: &str, name: &str) -> Option<SecretView> {
+        let now_ms = self.shared.now_ms();
+        self.shared.world().vault(region, now_ms).find(name).ok().map(SecretView::of)
     }
 
     /// The names of all secrets of the home region.
@@ -307,6 +393,11 @@ impl Emulator {
     #[must_use]
     pub fn count(&self, action: &str) -> usize {
         self.shared.world().record.count(action)
+    }
+
+    /// Whether requests are recorded; at first they are. If not, they are only [counted](Emulator::count).
+    pub fn set_recording(&self, on: bool) {
+        self.shared.world().record.set_on(on);
     }
 
     /// Forgets all requests.

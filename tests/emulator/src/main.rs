@@ -19,6 +19,9 @@ struct Arguments {
     /// A JSON file with the state at the start.
     #[arg(long, value_name = "FILE")]
     seed: Option<PathBuf>,
+    /// Keep no record of the requests, only their number.
+    #[arg(long)]
+    no_record: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -39,12 +42,13 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(Arguments { listen, seed }: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+async fn run(Arguments { listen, seed, no_record }: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let seed = seed.as_deref().map(Seed::read).transpose()?.unwrap_or_default();
     let region = seed.region.clone();
     let user = seed.users.first().cloned();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let emulator = Emulator::start_with(seed, listen)?;
+    emulator.set_recording(!no_record);
     io::stdout().write_all(exports(&emulator.url(), &region, user.as_ref()).as_bytes())?;
     tokio::select! {
         _ = interrupt.recv() => {}

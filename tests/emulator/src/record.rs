@@ -35,6 +35,8 @@ pub struct Request {
 /// The last requests, and how many of each action there were.
 #[derive(Default)]
 pub(crate) struct Record {
+    /// Whether requests are only counted.
+    off: bool,
     requests: VecDeque<Request>,
     /// The number of the first one that is kept.
     first: u64,
@@ -47,24 +49,31 @@ const KEPT: usize = 100_000;
 // === impl Record ===
 
 impl Record {
-    /// Notes a request that has no answer yet, and numbers it.
-    pub(crate) fn open(&mut self, request: Request) -> u64 {
+    pub(crate) fn set_on(&mut self, on: bool) {
+        self.off = !on;
+    }
+
+    /// Notes a request that has no answer yet, and numbers it if it is kept.
+    pub(crate) fn open(&mut self, request: Request) -> Option<u64> {
         if let Some(count) = self.counts.get_mut(&request.action) {
             *count += 1;
         } else {
             self.counts.insert(request.action.clone(), 1);
+        }
+        if self.off {
+            return None;
         }
         if self.requests.len() == KEPT {
             self.requests.pop_front();
             self.first += 1;
         }
         self.requests.push_back(request);
-        self.first + u64::try_from(self.requests.len()).expect("a length fits") - 1
+        Some(self.first + u64::try_from(self.requests.len()).expect("a length fits") - 1)
     }
 
     /// The request of this number, unless it was forgotten.
-    pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Request> {
-        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+    pub(crate) fn get_mut(&mut self, number: Option<u64>) -> Option<&mut Request> {
+        let index = usize::try_from(number?.checked_sub(self.first)?).ok()?;
         self.requests.get_mut(index)
     }
 

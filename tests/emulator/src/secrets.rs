@@ -20,6 +20,8 @@ pub enum Value {
 pub(crate) struct Vault {
     prefix: String,
     secrets: BTreeMap<String, Secret>,
+    /// When the scheduled deletions are due, and of what: so that nobody has to look at every secret.
+    due: BTreeSet<(i64, String)>,
 }
 
 /// One secret with all its versions.
@@ -30,12 +32,24 @@ pub(crate) struct Secret {
     pub(crate) kms_key_id: Option<String>,
     pub(crate) tags: BTreeMap<String, String>,
     /// The regions that it is said to be replicated to. Nothing is copied there.
-    pub(crate) replicas: BTreeSet<String>,
+    pub(crate) replicas: BTreeMap<String, Replica>,
+    /// The service that manages it, if it is not its account's own.
+    pub(crate) owner: Option<String>,
+    /// Set if it is a replica: where its original is.
+    pub(crate) primary_region: Option<String>,
     pub(crate) versions: Vec<Version>,
     pub(crate) created_ms: i64,
     pub(crate) changed_ms: i64,
     /// Set while the secret is scheduled for deletion.
-    pub(crate) deletion: Option<Deletion>,
+    deletion: Option<Deletion>,
+}
+
+/// A region that a secret is replicated to.
+#[derive(Clone, Default)]
+pub(crate) struct Replica {
+    pub(crate) kms_key_id: Option<String>,
+    /// Set once it is removed: how many more descriptions show it.
+    pub(crate) leaving: Option<u32>,
 }
 
 /// When a deletion was asked for, and when it takes place.
@@ -84,6 +98,15 @@ pub(crate) struct Extras {
     pub(crate) description: Option<String>,
     pub(crate) kms_key_id: Option<String>,
     pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) replicas: BTreeMap<String, Replica>,
+}
+
+/// What an update changes. An empty text takes the description or the key away.
+pub(crate) struct Changes {
+    pub(crate) description: Option<String>,
+    pub(crate) kms_key_id: Option<String>,
+    /// With the new version's id.
+    pub(crate) value: Option<(String, Value)>,
 }
 
 pub(crate) const CURRENT: &str = "AWSCURRENT";
@@ -92,6 +115,9 @@ const VALUE_LIMIT: usize = 65_536;
 const NAME_LIMIT: usize = 512;
 const VERSIONS_LIMIT: usize = 100;
 const TAGS_LIMIT: usize = 50;
+const DESCRIPTION_LIMIT: usize = 2048;
+const KEY_LIMIT: usize = 2048;
+const REGION_LIMIT: usize = 128;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 // === impl Value ===
@@ -135,12 +161,29 @@ impl From<&[u8]> for Value {
 
 impl Vault {
     pub(crate) fn new(region: &str, account: &str) -> Self {
-        Self { prefix: format!("arn:aws:secretsmanager:{region}:{account}:secret:"), secrets: BTreeMap::new() }
+        let prefix = format!("arn:aws:secretsmanager:{region}:{account}:secret:");
+        Self { prefix, secrets: BTreeMap::new(), due: BTreeSet::new() }
     }
 
     /// Deletions that are due take place. Called before every use, so that nothing else looks at due dates.
     pub(crate) fn settle(&mut self, now_ms: i64) {
-        self.secrets.retain(|_, secret| secret.deletion.is_none_or(|deletion| now_ms < deletion.due_ms));
+        while self.due.first().is_some_and(|(due_ms, _)| *due_ms <= now_ms) {
+            if let Some((_, name)) = self.due.pop_first() {
+                self.secrets.remove(&name);
+            }
+        }
+    }
+
+    fn set_deletion(&mut self, name: &str, deletion: Option<Deletion>) -> bool {
+        let Some(secret) = self.secrets.get_mut(name) else { return false };
+        if let Some(Deletion { due_ms, .. }) = secret.deletion {
+            self.due.remove(&(due_ms, name.to_owned()));
+        }
+        if let Some(Deletion { due_ms, .. }) = deletion {
+            self.due.insert((due_ms, name.to_owned()));
+        }
+        secret.deletion = deletion;
+        true
     }
 
     /// The secret that an id means: a name, an ARN, or an ARN without its last seven characters.
@@ -165,6 +208,28 @@ impl Vault {
     fn live_mut(&mut self, id: &str) -> Result<&mut Secret, Refusal> {
         let secret = self.find_mut(id)?;
         if secret.deletion.is_some() { Err(scheduled()) } else { Ok(secret) }
+    }
+
+    /// A secret that is live, no replica and its account's own.
+    fn own_mut(&mut self, id: &str) -> Result<&mut Secret, Refusal> {
+        let secret = self.live_mut(id)?;
+        secret.check_own()?;
+        Ok(secret)
+    }
+
+    fn region(&self) -> &str {
+        self.prefix.split(':').nth(3).unwrap_or_default()
+    }
+
+    fn check_replicas<'a>(&self, regions: impl Iterator<Item = (&'a String, &'a Replica)>) -> Result<(), Refusal> {
+        for (region, Replica { kms_key_id, .. }) in regions {
+            check_region("addReplicaRegions.region", region)?;
+            check_text("addReplicaRegions.kmsKeyId", kms_key_id.as_deref(), KEY_LIMIT)?;
+            if region == self.region() {
+                return Err(Refusal::new("InvalidParameterException", "Invalid replica region."));
+            }
+        }
+        Ok(())
     }
 
     /// The name behind an id, whether or not such a secret exists.
@@ -246,7 +311,11 @@ impl Vault {
     ) -> Result<Written, Refusal> {
         check_name(name)?;
         check_token(token)?;
-        check_tags(&extras.tags)?;
+        let Extras { description, kms_key_id, tags, replicas } = extras;
+        check_text("description", description.as_deref(), DESCRIPTION_LIMIT)?;
+        check_text("kmsKeyId", kms_key_id.as_deref(), KEY_LIMIT)?;
+        check_tags(&tags)?;
+        self.check_replicas(replicas.iter())?;
         if let Some(value) = &value {
             value.check()?;
         }
@@ -265,18 +334,12 @@ impl Vault {
                 )),
             };
         }
-        let Extras { description, kms_key_id, tags } = extras;
         let mut secret = Secret {
-            name: name.to_owned(),
-            arn,
-            description,
-            kms_key_id,
+            description: not_empty(description),
+            kms_key_id: not_empty(kms_key_id),
             tags,
-            replicas: BTreeSet::new(),
-            versions: Vec::new(),
-            created_ms: now_ms,
-            changed_ms: now_ms,
-            deletion: None,
+            replicas,
+            ..Secret::new(name, arn, now_ms)
         };
         if let Some(value) = value {
             secret.add(token, value, &[CURRENT.to_owned()], now_ms);
@@ -300,61 +363,91 @@ impl Vault {
         for stage in stages {
             length("versionStages", stage.chars().count(), 1, 256)?;
         }
-        let secret = self.live_mut(id)?;
+        let secret = self.own_mut(id)?;
         if let Some(version) = secret.version(token) {
             if version.value == value {
                 return Ok(secret.written(Some(version)));
             }
-            return Err(Refusal::new(
-                "ResourceExistsException",
-                format!(
-                    "The operation failed because a version with the id {token} already exists with another value."
-                ),
-            ));
+            return Err(known_token(token));
         }
-        secret.forget_unlabelled(now_ms, VERSIONS_LIMIT, DAY_MS);
-        if secret.versions.len() >= VERSIONS_LIMIT {
-            return Err(Refusal::new(
-                "LimitExceededException",
-                "The secret has the greatest number of versions that are allowed.",
-            ));
-        }
+        secret.make_room(now_ms)?;
         secret.add(token, value, stages, now_ms);
+        Ok(secret.written(secret.versions.last()))
+    }
+
+    /// All of it or nothing. Unlike a put it knows no second call of the same token.
+    pub(crate) fn update(&mut self, id: &str, changes: Changes, now_ms: i64) -> Result<Written, Refusal> {
+        let Changes { description, kms_key_id, value } = changes;
+        check_text("description", description.as_deref(), DESCRIPTION_LIMIT)?;
+        check_text("kmsKeyId", kms_key_id.as_deref(), KEY_LIMIT)?;
+        if let Some((token, value)) = &value {
+            check_token(token)?;
+            value.check()?;
+        }
+        let secret = self.own_mut(id)?;
+        if let Some((token, _)) = &value {
+            if secret.version(token).is_some() {
+                return Err(known_token(token));
+            }
+            secret.make_room(now_ms)?;
+        }
+        if description.is_some() {
+            secret.description = not_empty(description);
+        }
+        if kms_key_id.is_some() {
+            secret.kms_key_id = not_empty(kms_key_id);
+        }
+        secret.changed_ms = now_ms;
+        let Some((token, value)) = value else { return Ok(secret.written(None)) };
+        secret.add(&token, value, &[CURRENT.to_owned()], now_ms);
         Ok(secret.written(secret.versions.last()))
     }
 
     /// `recovery_days` of `None` deletes at once. The answer has no ARN where there was no secret.
     pub(crate) fn delete(&mut self, id: &str, recovery_days: Option<i64>, now_ms: i64) -> Result<Removed, Refusal> {
-        if self.find(id).is_ok_and(|secret| !secret.replicas.is_empty()) {
-            return Err(Refusal::new(
-                "InvalidParameterException",
-                "You can't delete secret that still has replica regions. Remove them first.",
-            ));
+        if let Ok(secret) = self.find(id) {
+            secret.check_own()?;
+            if !secret.replicas.is_empty() {
+                let regions: Vec<&str> = secret.replicas.keys().map(String::as_str).collect();
+                let (arn, regions) = (&secret.arn, regions.join(", "));
+                let message = format!("You can't delete secret {arn} that still has replica regions [{regions}].");
+                return Err(Refusal::new("InvalidParameterException", message));
+            }
         }
         let Some(days) = recovery_days else {
             // Forced deletion of what does not exist is a success.
             let name = self.name_of(id).to_owned();
             let arn = self.find(id).map_or_else(|_| self.resource(id), |secret| secret.arn.clone());
             if self.find(id).is_ok() {
-                self.secrets.remove(&name);
+                self.remove(&name);
             }
             return Ok(Removed { arn, name, due_ms: now_ms });
         };
-        let secret = self.live_mut(id)?;
+        let secret = self.own_mut(id)?;
         let due_ms = now_ms + days * DAY_MS;
-        secret.deletion = Some(Deletion { asked_ms: now_ms, due_ms });
-        Ok(Removed { arn: secret.arn.clone(), name: secret.name.clone(), due_ms })
+        let removed = Removed { arn: secret.arn.clone(), name: secret.name.clone(), due_ms };
+        self.set_deletion(&removed.name, Some(Deletion { asked_ms: now_ms, due_ms }));
+        Ok(removed)
     }
 
     pub(crate) fn restore(&mut self, id: &str) -> Result<Written, Refusal> {
-        let secret = self.find_mut(id)?;
-        secret.deletion = None;
-        Ok(secret.written(None))
+        let written = self.find(id)?.written(None);
+        self.set_deletion(&written.name, None);
+        Ok(written)
+    }
+
+    /// Its description was shown once more, which brings removed replicas nearer to their end.
+    pub(crate) fn described(&mut self, id: &str) {
+        let Ok(secret) = self.find_mut(id) else { return };
+        secret.replicas.retain(|_, replica| {
+            replica.leaving = replica.leaving.map(|shown| shown.saturating_sub(1));
+            replica.leaving != Some(0)
+        });
     }
 
     pub(crate) fn tag(&mut self, id: &str, tags: BTreeMap<String, String>) -> Result<(), Refusal> {
         check_tags(&tags)?;
-        let secret = self.live_mut(id)?;
+        let secret = self.own_mut(id)?;
         let mut together = secret.tags.clone();
         together.extend(tags);
         check_tags(&together)?;
@@ -363,24 +456,27 @@ impl Vault {
     }
 
     pub(crate) fn untag(&mut self, id: &str, keys: &[String]) -> Result<(), Refusal> {
-        let secret = self.live_mut(id)?;
+        let secret = self.own_mut(id)?;
         secret.tags.retain(|key, _| !keys.contains(key));
         Ok(())
     }
 
-    pub(crate) fn replicate(&mut self, id: &str, regions: Vec<String>) -> Result<&Secret, Refusal> {
-        let own = self.prefix.split(':').nth(3).unwrap_or_default().to_owned();
-        let secret = self.live_mut(id)?;
-        if regions.contains(&own) {
-            return Err(Refusal::new("InvalidParameterException", "Invalid replica region."));
-        }
-        secret.replicas.extend(regions);
+    pub(crate) fn replicate(&mut self, id: &str, replicas: BTreeMap<String, Replica>) -> Result<&Secret, Refusal> {
+        self.check_replicas(replicas.iter())?;
+        let secret = self.own_mut(id)?;
+        secret.replicas.extend(replicas);
         Ok(secret)
     }
 
-    pub(crate) fn unreplicate(&mut self, id: &str, regions: &[String]) -> Result<&Secret, Refusal> {
-        let secret = self.live_mut(id)?;
-        secret.replicas.retain(|region| !regions.contains(region));
+    /// The next `shown` descriptions show the regions nevertheless.
+    pub(crate) fn unreplicate(&mut self, id: &str, regions: &[String], shown: u32) -> Result<&Secret, Refusal> {
+        let secret = self.own_mut(id)?;
+        if shown == 0 {
+            secret.replicas.retain(|region, _| !regions.contains(region));
+        }
+        for (_, replica) in secret.replicas.iter_mut().filter(|(region, _)| regions.contains(region)) {
+            replica.leaving.get_or_insert(shown);
+        }
         Ok(secret)
     }
 
@@ -394,7 +490,7 @@ impl Vault {
         now_ms: i64,
     ) -> Result<Written, Refusal> {
         let invalid = |message: String| Refusal::new("InvalidParameterException", message);
-        let secret = self.live_mut(id)?;
+        let secret = self.own_mut(id)?;
         for version_id in [from, to].into_iter().flatten() {
             if secret.version(version_id).is_none() {
                 return Err(no_value("VersionId", version_id));
@@ -430,18 +526,7 @@ impl Vault {
     /// A new version with these labels, of a secret that is made if it is not there.
     pub(crate) fn set(&mut self, name: &str, value: Value, stages: &[String], now_ms: i64) -> String {
         let arn = self.new_arn(name);
-        let secret = self.secrets.entry(name.to_owned()).or_insert_with(|| Secret {
-            name: name.to_owned(),
-            arn,
-            description: None,
-            kms_key_id: None,
-            tags: BTreeMap::new(),
-            replicas: BTreeSet::new(),
-            versions: Vec::new(),
-            created_ms: now_ms,
-            changed_ms: now_ms,
-            deletion: None,
-        });
+        let secret = self.secrets.entry(name.to_owned()).or_insert_with(|| Secret::new(name, arn, now_ms));
         let id = identifiers::uuid();
         secret.forget_unlabelled(now_ms, VERSIONS_LIMIT, 0);
         secret.add(&id, value, stages, now_ms);
@@ -457,14 +542,17 @@ impl Vault {
     }
 
     pub(crate) fn schedule(&mut self, name: &str, now_ms: i64) -> bool {
-        self.secrets.get_mut(name).is_some_and(|secret| {
-            secret.deletion = Some(Deletion { asked_ms: now_ms, due_ms: now_ms + 30 * DAY_MS });
-            true
-        })
+        self.set_deletion(name, Some(Deletion { asked_ms: now_ms, due_ms: now_ms + 30 * DAY_MS }))
     }
 
     pub(crate) fn remove(&mut self, name: &str) -> bool {
+        self.set_deletion(name, None);
         self.secrets.remove(name).is_some()
+    }
+
+    /// Whatever somebody else does to it. Says whether there is such a secret.
+    pub(crate) fn change(&mut self, name: &str, change: impl FnOnce(&mut Secret)) -> bool {
+        self.secrets.get_mut(name).map(change).is_some()
     }
 
     pub(crate) fn current(&self, name: &str) -> Option<&Version> {
@@ -482,6 +570,43 @@ pub(crate) struct Removed {
 // === impl Secret ===
 
 impl Secret {
+    fn new(name: &str, arn: String, now_ms: i64) -> Self {
+        Self {
+            name: name.to_owned(),
+            arn,
+            description: None,
+            kms_key_id: None,
+            tags: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            owner: None,
+            primary_region: None,
+            versions: Vec::new(),
+            created_ms: now_ms,
+            changed_ms: now_ms,
+            deletion: None,
+        }
+    }
+
+    pub(crate) fn deletion(&self) -> Option<Deletion> {
+        self.deletion
+    }
+
+    fn check_own(&self) -> Result<(), Refusal> {
+        if self.primary_region.is_some() {
+            return Err(Refusal::new(
+                "InvalidParameterException",
+                "Operation not permitted on a replica secret. Call must be made in primary secret's region.",
+            ));
+        }
+        if self.owner.is_some() {
+            return Err(Refusal::new(
+                "InvalidRequestException",
+                "The secret is managed by another service, and you must use that service to update it.",
+            ));
+        }
+        Ok(())
+    }
+
     pub(crate) fn staged(&self, stage: &str) -> Option<&Version> {
         self.versions.iter().rev().find(|version| version.stages.contains(stage))
     }
@@ -534,6 +659,15 @@ impl Secret {
         }
     }
 
+    /// Fails if there are too many versions that are still too young to go.
+    fn make_room(&mut self, now_ms: i64) -> Result<(), Refusal> {
+        self.forget_unlabelled(now_ms, VERSIONS_LIMIT, DAY_MS);
+        if self.versions.len() < VERSIONS_LIMIT {
+            return Ok(());
+        }
+        Err(Refusal::new("LimitExceededException", "The secret has the greatest number of versions that are allowed."))
+    }
+
     /// The oldest versions without a label go once there are too many of them; none younger than `age_ms`.
     fn forget_unlabelled(&mut self, now_ms: i64, limit: usize, age_ms: i64) {
         let mut surplus = (self.versions.len() + 1).saturating_sub(limit);
@@ -562,6 +696,32 @@ fn check_name(name: &str) -> Result<(), Refusal> {
         "ValidationException",
         "Invalid name. Must be a valid name containing alphanumeric characters, or any of the following: -/_+=.@",
     ))
+}
+
+fn check_region(member: &str, region: &str) -> Result<(), Refusal> {
+    length(member, region.len(), 1, REGION_LIMIT)?;
+    let is_part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase());
+    let is_region = region.rsplit_once('-').is_some_and(|(place, number)| {
+        place.split('-').all(is_part) && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    if is_region {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "ValidationException",
+        format!(
+            "1 validation error detected: Value at '{member}' failed to satisfy constraint: \
+             Member must satisfy regular expression pattern: ^([a-z]+-)+\\d+$"
+        ),
+    ))
+}
+
+fn check_text(member: &str, text: Option<&str>, most: usize) -> Result<(), Refusal> {
+    length(member, text.unwrap_or_default().chars().count(), 0, most)
+}
+
+fn not_empty(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
 }
 
 fn check_token(token: &str) -> Result<(), Refusal> {
@@ -608,6 +768,15 @@ fn no_value(what: &str, which: &str) -> Refusal {
     Refusal::new(
         "ResourceNotFoundException",
         format!("Secrets Manager can't find the specified secret value for {what}: {which}"),
+    )
+}
+
+fn known_token(token: &str) -> Refusal {
+    Refusal::new(
+        "ResourceExistsException",
+        format!(
+            "You can't use ClientRequestToken {token} because that value is already in use for a version of the secret."
+        ),
     )
 }
 

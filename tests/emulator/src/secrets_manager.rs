@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 use crate::access::{self, Principal};
 use crate::answer::Refusal;
 use crate::faults::{FaultKind, Strike};
-use crate::secrets::{self, CURRENT, Extras, Found, Secret, Value, Vault, Wanted};
+use crate::secrets::{self, CURRENT, Changes, Extras, Found, Secret, Value, Vault, Wanted};
 use crate::world::World;
 
 /// One call whose caller is known.
@@ -57,6 +57,18 @@ struct Create {
     kms_key_id: Option<String>,
     #[serde(default)]
     tags: Vec<Tag>,
+    add_replica_regions: Option<Vec<Replica>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Update {
+    secret_id: String,
+    client_request_token: Option<String>,
+    secret_string: Option<String>,
+    secret_binary: Option<String>,
+    description: Option<String>,
+    kms_key_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -117,6 +129,7 @@ struct Replicate {
 #[serde(rename_all = "PascalCase")]
 struct Replica {
     region: String,
+    kms_key_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -145,6 +158,7 @@ impl Call<'_> {
             "BatchGetSecretValue" => self.batch_get(&parse(body)?),
             "CreateSecret" => self.create(parse(body)?),
             "PutSecretValue" => self.put(parse(body)?),
+            "UpdateSecret" => self.update(parse(body)?),
             "DeleteSecret" => self.delete(&parse(body)?),
             "RestoreSecret" => self.restore(&parse(body)?),
             "DescribeSecret" => self.describe(&parse(body)?),
@@ -249,7 +263,8 @@ impl Call<'_> {
     }
 
     fn create(&mut self, create: Create) -> Result<Json, Refusal> {
-        let Create { name, client_request_token, secret_string, secret_binary, description, kms_key_id, tags } = create;
+        let Create { name, secret_string, secret_binary, description, kms_key_id, tags, .. } = create;
+        let Create { client_request_token, add_replica_regions, .. } = create;
         let token = required_token(client_request_token)?;
         let value = value(secret_string, secret_binary)?;
         self.echo("CreateSecret", &name, value.as_ref())?;
@@ -258,9 +273,32 @@ impl Call<'_> {
         if !tags.is_empty() {
             self.world.access.authorise(self.principal, "secretsmanager:TagResource", &arn, &name)?;
         }
-        let extras = Extras { description, kms_key_id, tags: collect(tags) };
+        if add_replica_regions.is_some() {
+            self.world.access.authorise(self.principal, "secretsmanager:ReplicateSecretToRegions", &arn, &name)?;
+        }
+        let replicas = add_replica_regions.map(replicas).transpose()?.unwrap_or_default();
+        let extras = Extras { description, kms_key_id, tags: collect(tags), replicas };
         let now_ms = self.now_ms;
         let written = self.vault().create(arn, &name, value, &token, extras, now_ms)?;
+        let mut answer = json!({ "ARN": written.arn, "Name": written.name });
+        insert(&mut answer, "VersionId", written.version_id);
+        let secret = self.vault().find(&name)?;
+        let status = Some(secret).filter(|secret| !secret.replicas.is_empty()).map(replication_json);
+        insert(&mut answer, "ReplicationStatus", status);
+        Ok(answer)
+    }
+
+    fn update(&mut self, update: Update) -> Result<Json, Refusal> {
+        let Update { secret_id, client_request_token, secret_string, secret_binary, description, kms_key_id } = update;
+        self.authorise("UpdateSecret", &secret_id)?;
+        let value = value(secret_string, secret_binary)?;
+        self.echo("UpdateSecret", &secret_id, value.as_ref())?;
+        let value = match value {
+            Some(value) => Some((required_token(client_request_token)?, value)),
+            None => None,
+        };
+        let now_ms = self.now_ms;
+        let written = self.vault().update(&secret_id, Changes { description, kms_key_id, value }, now_ms)?;
         let mut answer = json!({ "ARN": written.arn, "Name": written.name });
         insert(&mut answer, "VersionId", written.version_id);
         Ok(answer)
@@ -319,7 +357,10 @@ impl Call<'_> {
 
     fn describe(&mut self, one: &One) -> Result<Json, Refusal> {
         self.authorise("DescribeSecret", &one.secret_id)?;
-        Ok(description_json(self.vault().find(&one.secret_id)?))
+        let vault = self.vault();
+        let json = description_json(vault.find(&one.secret_id)?);
+        vault.described(&one.secret_id);
+        Ok(json)
     }
 
     fn tag(&mut self, tag: TagResource) -> Result<Json, Refusal> {
@@ -336,15 +377,15 @@ impl Call<'_> {
 
     fn replicate(&mut self, replicate: Replicate) -> Result<Json, Refusal> {
         self.authorise("ReplicateSecretToRegions", &replicate.secret_id)?;
-        let regions = replicate.add_replica_regions.into_iter().map(|replica| replica.region).collect();
-        let secret = self.vault().replicate(&replicate.secret_id, regions)?;
+        let secret = self.vault().replicate(&replicate.secret_id, replicas(replicate.add_replica_regions)?)?;
         Ok(json!({ "ARN": secret.arn, "ReplicationStatus": replication_json(secret) }))
     }
 
     fn unreplicate(&mut self, unreplicate: &Unreplicate) -> Result<Json, Refusal> {
         let Unreplicate { secret_id, remove_replica_regions } = unreplicate;
         self.authorise("RemoveRegionsFromReplication", secret_id)?;
-        let secret = self.vault().unreplicate(secret_id, remove_replica_regions)?;
+        let shown = self.world.slow_replication;
+        let secret = self.vault().unreplicate(secret_id, remove_replica_regions, shown)?;
         Ok(json!({ "ARN": secret.arn, "ReplicationStatus": replication_json(secret) }))
     }
 
@@ -443,6 +484,12 @@ fn collect(tags: Vec<Tag>) -> BTreeMap<String, String> {
     tags.into_iter().map(|Tag { key, value }| (key, value)).collect()
 }
 
+fn replicas(regions: Vec<Replica>) -> Result<BTreeMap<String, secrets::Replica>, Refusal> {
+    secrets::length("addReplicaRegions", regions.len(), 1, usize::MAX)?;
+    let replica = |Replica { region, kms_key_id }: Replica| (region, secrets::Replica { kms_key_id, leaving: None });
+    Ok(regions.into_iter().map(replica).collect())
+}
+
 pub(crate) fn value_json(found: &Found<'_>) -> Json {
     let Found { secret, version, stages } = found;
     let mut json = json!({
@@ -477,14 +524,22 @@ fn description_json(secret: &Secret) -> Json {
         insert(&mut json, "ReplicationStatus", Some(replication_json(secret)));
         insert(&mut json, "PrimaryRegion", secret.arn.split(':').nth(3));
     }
+    insert(&mut json, "PrimaryRegion", secret.primary_region.clone());
+    insert(&mut json, "OwningService", secret.owner.clone());
     insert(&mut json, "Description", secret.description.clone());
     insert(&mut json, "KmsKeyId", secret.kms_key_id.clone());
-    insert(&mut json, "DeletedDate", secret.deletion.map(|deletion| seconds(deletion.asked_ms)));
+    insert(&mut json, "DeletedDate", secret.deletion().map(|deletion| seconds(deletion.asked_ms)));
     json
 }
 
 fn replication_json(secret: &Secret) -> Json {
-    secret.replicas.iter().map(|region| json!({ "Region": region, "Status": "InSync" })).collect()
+    let replica = |(region, replica): (&String, &secrets::Replica)| {
+        let status = if replica.leaving.is_some() { "InProgress" } else { "InSync" };
+        let mut json = json!({ "Region": region, "Status": status });
+        insert(&mut json, "KmsKeyId", replica.kms_key_id.clone());
+        json
+    };
+    secret.replicas.iter().map(replica).collect()
 }
 
 fn insert(json: &mut Json, key: &str, value: Option<impl Into<Json>>) {
@@ -493,7 +548,7 @@ fn insert(json: &mut Json, key: &str, value: Option<impl Into<Json>>) {
     }
 }
 
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Text(text) => text.clone(),
         Value::Binary(bytes) => STANDARD.encode(bytes),

@@ -250,16 +250,15 @@ impl<'a> Asked<'a> {
         let (number, strikes) = self.record(shared);
         let mut cut = None;
         let mut settled = None;
+        let mut after = None;
         for strike in &strikes {
             let service = self.service;
             let refused = |refusal| Some(Answer::refused(service, refusal));
             match &strike.kind {
                 FaultKind::Latency(latency) => sleep(*latency).await,
                 FaultKind::Throttle => settled = refused(Refusal::throttled(service)),
-                FaultKind::Error { code, status, message } => {
-                    let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST);
-                    settled = refused(Refusal { status, ..Refusal::new(code, message) });
-                }
+                FaultKind::Error { code, status, message } => settled = refused(Refusal::of(code, *status, message)),
+                FaultKind::ErrorAfter { code, status, message } => after = refused(Refusal::of(code, *status, message)),
                 FaultKind::InternalError => settled = refused(Refusal::internal(service)),
                 FaultKind::CutAfter(bytes) => cut = Some(*bytes),
                 FaultKind::Hang => pending().await,
@@ -274,6 +273,7 @@ impl<'a> Asked<'a> {
             }
         }
         let answer = settled.unwrap_or_else(|| self.carry_out(shared, number, &strikes));
+        let answer = after.unwrap_or(answer);
         if let Some(request) = shared.world().record.get_mut(number) {
             request.outcome.clone_from(&answer.outcome);
         }
@@ -281,7 +281,7 @@ impl<'a> Asked<'a> {
     }
 
     /// Notes the request, and which faults strike it.
-    fn record(&self, shared: &Shared) -> (u64, Vec<Strike>) {
+    fn record(&self, shared: &Shared) -> (Option<u64>, Vec<Strike>) {
         let now_ms = shared.now_ms();
         let mut world = shared.world();
         let region = self.claim.as_ref().map(|claim| claim.region.clone());
@@ -312,7 +312,7 @@ impl<'a> Asked<'a> {
         (number, strikes)
     }
 
-    fn carry_out(&self, shared: &Shared, number: u64, strikes: &[Strike]) -> Answer {
+    fn carry_out(&self, shared: &Shared, number: Option<u64>, strikes: &[Strike]) -> Answer {
         let now_ms = shared.now_ms();
         let world = &mut *shared.world();
         let answer = self.caller(world, now_ms).and_then(|caller| {

@@ -21,6 +21,8 @@ pub(crate) struct World {
     pub(crate) record: Record,
     pub(crate) pod_identity: Option<PodIdentity>,
     pub(crate) metadata: Metadata,
+    /// How many descriptions still show a region after its removal.
+    pub(crate) slow_replication: u32,
     vaults: BTreeMap<String, Vault>,
 }
 
@@ -40,7 +42,16 @@ impl World {
         }
         let (faults, record) = (Faults::default(), Record::default());
         let metadata = Metadata::default();
-        let mut world = Self { region, access, faults, record, pod_identity: None, metadata, vaults: BTreeMap::new() };
+        let mut world = Self {
+            region,
+            access,
+            faults,
+            record,
+            pod_identity: None,
+            metadata,
+            slow_replication: 0,
+            vaults: BTreeMap::new(),
+        };
         world.set_pod_identity(pod_identity)?;
         world.set_instance_role(instance_role.as_deref())?;
         for (name, value) in secrets {

@@ -9,9 +9,9 @@ use aws_credential_types::Credentials;
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::error::ProvideErrorMetadata as _;
 use aws_sdk_secretsmanager::primitives::Blob;
-use aws_sdk_secretsmanager::types::{ReplicaRegionType, Tag};
+use aws_sdk_secretsmanager::types::{ReplicaRegionType, ReplicationStatusType, StatusType, Tag};
 use aws_sdk_sts::Client as Sts;
-use keytide_emulator::{Emulator, Fault, FaultKind, Role, Seed, Statement};
+use keytide_emulator::{Emulator, Fault, FaultKind, Role, SecretView, Seed, Statement, VersionView};
 
 #[path = "support/sdk.rs"]
 mod sdk;
@@ -319,6 +319,109 @@ async fn a_secret_with_replicas_is_not_deleted() {
 }
 
 #[tokio::test]
+async fn an_update_changes_what_it_names() {
+    for target in targets() {
+        let (client, name) = (target.secrets(), fresh("update"));
+        let update = || client.update_secret().secret_id(&name);
+        assert_eq!(code(update().description("none").send().await), "ResourceNotFoundException");
+        let tag = Tag::builder().key("a").value("1").build();
+        client.create_secret().name(&name).secret_string("one").description("old").tags(tag).send().await.unwrap();
+
+        let answer = update().description("new").kms_key_id("alias/mine").send().await.unwrap();
+        assert_eq!((answer.name(), answer.version_id()), (Some(name.as_str()), None));
+        assert!(answer.arn().unwrap().contains(&name));
+        let described = client.describe_secret().secret_id(&name).send().await.unwrap();
+        assert_eq!((described.description(), described.kms_key_id()), (Some("new"), Some("alias/mine")));
+        assert_eq!(described.tags().len(), 1);
+        assert_eq!(staged(&client, &name, CURRENT).await, "one");
+
+        let token = token();
+        let answer = update().secret_string("two").client_request_token(&token).send().await.unwrap();
+        assert_eq!(answer.version_id(), Some(token.as_str()));
+        assert_eq!(staged(&client, &name, CURRENT).await, "two");
+        assert_eq!(staged(&client, &name, PREVIOUS).await, "one");
+        let described = client.describe_secret().secret_id(&name).send().await.unwrap();
+        assert_eq!((described.description(), described.kms_key_id()), (Some("new"), Some("alias/mine")));
+        // moto takes the same value again.
+        let again = |value: &str| update().secret_string(value).client_request_token(&token).send();
+        assert_eq!(code(again("two").await), target.expect("ResourceExistsException", "ok"));
+        assert_eq!(code(again("three").await), "ResourceExistsException");
+        assert_eq!(staged(&client, &name, CURRENT).await, "two");
+
+        // AWS does not name its own key; moto keeps the empty text.
+        update().kms_key_id("").send().await.unwrap();
+        let described = client.describe_secret().secret_id(&name).send().await.unwrap();
+        assert_eq!(described.kms_key_id(), target.emulator.is_none().then_some(""));
+
+        client.delete_secret().secret_id(&name).send().await.unwrap();
+        assert_eq!(code(update().description("late").send().await), "InvalidRequestException");
+        let late = update().description("late").secret_string("late").send().await;
+        assert_eq!(code(late), "InvalidRequestException");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_created_with_replicas() {
+    for target in targets() {
+        let (client, name) = (target.secrets(), fresh("create-replicas"));
+        let region = |name: &str| ReplicaRegionType::builder().region(name).kms_key_id("alias/there").build();
+        let create = client.create_secret().name(&name).secret_string("one").force_overwrite_replica_secret(true);
+        let create = |regions: &[&str]| {
+            let regions = regions.iter().map(|name| region(name)).collect();
+            create.clone().set_add_replica_regions(Some(regions)).send()
+        };
+        // moto lets none of it stand in the way.
+        if target.emulator.is_some() {
+            assert_eq!(code(create(&["eu-west-1", "us-east-1"]).await), "InvalidParameterException");
+            assert_eq!(code(create(&["Europe"]).await), "ValidationException");
+            assert_eq!(code(create(&[]).await), "ValidationException");
+        }
+        let answer = create(&["eu-west-1", "eu-central-1"]).await.unwrap();
+        let regions = |status: &[ReplicationStatusType]| {
+            let mut regions: Vec<_> = status.iter().map(|one| one.region().unwrap().to_owned()).collect();
+            regions.sort_unstable();
+            regions
+        };
+        assert_eq!(regions(answer.replication_status()), ["eu-central-1", "eu-west-1"]);
+        let described = client.describe_secret().secret_id(&name).send().await.unwrap();
+        assert_eq!(regions(described.replication_status()), ["eu-central-1", "eu-west-1"]);
+        if let Some(emulator) = &target.emulator {
+            assert_eq!(described.replication_status()[0].kms_key_id(), Some("alias/there"));
+            let replicas = emulator.secret(&name).unwrap().replicas;
+            assert_eq!(replicas.iter().collect::<Vec<_>>(), ["eu-central-1", "eu-west-1"]);
+        }
+        let deletion = client.delete_secret().secret_id(&name).send().await;
+        assert_eq!(code(deletion), "InvalidParameterException");
+    }
+}
+
+#[tokio::test]
+async fn descriptions_keys_and_tags_have_limits() {
+    for target in targets() {
+        let (client, name) = (target.secrets(), fresh("metadata"));
+        create(&client, &name, "one").await;
+        // moto takes them all.
+        let refused = |code| target.expect(code, "ok");
+        let update = || client.update_secret().secret_id(&name);
+        let most = "\u{fc}".repeat(2048);
+        assert_eq!(code(update().description(&most).kms_key_id(&most).send().await), "ok");
+        let more = format!("{most}x");
+        assert_eq!(code(update().description(&more).send().await), refused("ValidationException"));
+        assert_eq!(code(update().kms_key_id(&more).send().await), refused("ValidationException"));
+        let create = || client.create_secret().name(fresh("metadata")).secret_string("one");
+        assert_eq!(code(create().description(&more).send().await), refused("ValidationException"));
+        assert_eq!(code(create().kms_key_id(&more).send().await), refused("ValidationException"));
+
+        let tag = |key: &str| Tag::builder().key(key).value("1").build();
+        for key in ["aws:mine", "AWS:mine"] {
+            assert_eq!(code(create().tags(tag(key)).send().await), refused("InvalidParameterException"));
+            let tagged = client.tag_resource().secret_id(&name).tags(tag(key)).send().await;
+            assert_eq!(code(tagged), refused("InvalidParameterException"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_role_is_assumed_with_a_web_identity() {
     for target in targets() {
         if let Some(emulator) = &target.emulator {
@@ -559,6 +662,239 @@ async fn a_cut_answer_does_not_undo_a_write() {
     let call = client.put_secret_value().secret_id("a").secret_string("two").send().await;
     assert_eq!(code(call), "network");
     assert_eq!(emulator.value("a").as_deref(), Some("two"));
+}
+
+#[tokio::test]
+async fn updates_and_replicas_have_permissions_of_their_own() {
+    let emulator = Emulator::start().unwrap();
+    emulator.put("a", "one");
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    let allow = |actions: &[&str]| {
+        let actions = actions.iter().map(|action| format!("secretsmanager:{action}"));
+        emulator.allow("AKIAIOSFODNN7EXAMPLE", &[Statement::new(actions, ["*"])]);
+    };
+    allow(&["PutSecretValue", "CreateSecret"]);
+    let update = || client.update_secret().secret_id("a").description("new").send();
+    let replica = ReplicaRegionType::builder().region("eu-west-1").build();
+    let create = || client.create_secret().name("b").secret_string("two").add_replica_regions(replica.clone()).send();
+    assert_eq!(code(update().await), "AccessDeniedException");
+    let denied = create().await.unwrap_err().into_service_error();
+    assert_eq!(denied.code(), Some("AccessDeniedException"));
+    assert!(denied.message().unwrap().contains("secretsmanager:ReplicateSecretToRegions"));
+    assert_eq!(emulator.secret("b"), None);
+    allow(&["UpdateSecret", "CreateSecret", "ReplicateSecretToRegions"]);
+    assert_eq!(code(update().await), "ok");
+    assert_eq!(code(create().await), "ok");
+    assert_eq!(emulator.secret("a").unwrap().description.as_deref(), Some("new"));
+}
+
+#[tokio::test]
+async fn what_is_not_ones_own_is_not_changed() {
+    let emulator = Emulator::start().unwrap();
+    emulator.put("a", "one");
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    let changes = async || {
+        let tag = Tag::builder().key("a").value("1").build();
+        [
+            code(client.put_secret_value().secret_id("a").secret_string("two").send().await),
+            code(client.update_secret().secret_id("a").description("new").send().await),
+            code(client.update_secret().secret_id("a").secret_string("two").send().await),
+            code(client.tag_resource().secret_id("a").tags(tag).send().await),
+            code(client.untag_resource().secret_id("a").tag_keys("a").send().await),
+            code(client.delete_secret().secret_id("a").send().await),
+            code(client.delete_secret().secret_id("a").force_delete_without_recovery(true).send().await),
+        ]
+    };
+    let before = emulator.secret("a");
+    let describe = async || client.describe_secret().secret_id("a").send().await.unwrap();
+
+    emulator.set_owner("a", Some("rds"));
+    assert_eq!(describe().await.owning_service(), Some("rds"));
+    assert_eq!(changes().await, ["InvalidRequestException"; 7]);
+    emulator.set_owner("a", None);
+    assert_eq!(describe().await.owning_service(), None);
+
+    emulator.set_primary_region("a", Some("eu-west-1"));
+    assert_eq!(describe().await.primary_region(), Some("eu-west-1"));
+    // As seen on AWS, and unlike what its reference lets one expect.
+    assert_eq!(changes().await, ["InvalidParameterException"; 7]);
+    assert_eq!(get(&client, "a").await, "ok");
+    emulator.set_primary_region("a", None);
+    assert_eq!(describe().await.primary_region(), None);
+
+    assert_eq!(emulator.secret("a"), before);
+    let put = client.put_secret_value().secret_id("a").secret_string("two").send().await;
+    assert_eq!(code(put), "ok");
+}
+
+#[tokio::test]
+async fn replicas_can_take_their_time_to_go() {
+    let emulator = Emulator::start().unwrap();
+    emulator.set_slow_replication(2);
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    let replicas = ["eu-central-1", "eu-west-1"].map(|name| ReplicaRegionType::builder().region(name).build());
+    let create = client.create_secret().name("a").secret_string("one");
+    create.set_add_replica_regions(Some(replicas.to_vec())).send().await.unwrap();
+    let remove = async |region: &str| {
+        let removal = client.remove_regions_from_replication().secret_id("a").remove_replica_regions(region);
+        let answer = removal.send().await.unwrap();
+        answer.replication_status().iter().filter(|one| one.status() == Some(&StatusType::InProgress)).count()
+    };
+    let describe = async || {
+        let answer = client.describe_secret().secret_id("a").send().await.unwrap();
+        let status = answer.replication_status().iter();
+        status.map(|one| format!("{}: {}", one.region().unwrap(), one.status().unwrap())).collect::<Vec<_>>().join(", ")
+    };
+    let delete = || client.delete_secret().secret_id("a").send();
+    assert_eq!(describe().await, "eu-central-1: InSync, eu-west-1: InSync");
+    assert_eq!(remove("eu-west-1").await, 1);
+    assert_eq!(describe().await, "eu-central-1: InSync, eu-west-1: InProgress");
+    // Asked again it does not begin again.
+    assert_eq!(remove("eu-west-1").await, 1);
+    assert_eq!(describe().await, "eu-central-1: InSync, eu-west-1: InProgress");
+    assert_eq!(describe().await, "eu-central-1: InSync");
+    assert_eq!(remove("eu-central-1").await, 1);
+    assert_eq!(code(delete().await), "InvalidParameterException");
+    assert_eq!(describe().await, "eu-central-1: InProgress");
+    assert_eq!(code(delete().await), "InvalidParameterException");
+    assert_eq!(describe().await, "eu-central-1: InProgress");
+    assert_eq!(describe().await, "");
+    assert_eq!(code(delete().await), "ok");
+}
+
+#[tokio::test]
+async fn a_write_can_be_done_and_answered_with_an_error() {
+    let error = FaultKind::ErrorAfter { code: "InternalServiceError".into(), status: 500, message: "later".into() };
+    for (kind, expected) in [(error, "InternalServiceError"), (FaultKind::CutAfter(0), "network")] {
+        let emulator = Emulator::start().unwrap();
+        let client = client(&emulator.url(), owner(), "us-east-1");
+        let once = |action: &str| emulator.fault(Fault::on(action).times(1).kind(kind.clone()));
+        let current = || emulator.secret("a").unwrap().staged(CURRENT).unwrap().clone();
+
+        let made = token();
+        let create = client.create_secret().name("a").secret_string("one").client_request_token(&made);
+        once("CreateSecret");
+        assert_eq!(code(create.clone().send().await), expected);
+        assert_eq!((current().id, current().value.as_str()), (made, "one"));
+        assert_eq!(code(create.send().await), "ok");
+
+        let put = client.put_secret_value().secret_id("a").secret_string("two").client_request_token(token());
+        once("PutSecretValue");
+        assert_eq!(code(put.clone().send().await), expected);
+        assert_eq!(current().value, "two");
+        assert_eq!(code(put.send().await), "ok");
+
+        once("UpdateSecret");
+        assert_eq!(code(client.update_secret().secret_id("a").secret_string("three").send().await), expected);
+        assert_eq!(current().value, "three");
+
+        let delete = client.delete_secret().secret_id("a");
+        once("DeleteSecret");
+        assert_eq!(code(delete.clone().send().await), expected);
+        assert!(emulator.secret("a").unwrap().scheduled_for_deletion);
+        assert_eq!(code(delete.send().await), "InvalidRequestException");
+        assert_eq!(emulator.secret("a").unwrap().versions.len(), 3);
+    }
+    let json = r#"{"kind":{"error_after":{"code":"Odd","status":500,"message":""}}}"#;
+    assert!(matches!(serde_json::from_str::<Fault>(json).unwrap().kind, FaultKind::ErrorAfter { status: 500, .. }));
+}
+
+#[tokio::test]
+async fn an_update_too_can_be_denied_with_its_value() {
+    let emulator = Emulator::start().unwrap();
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    emulator.put("a", "one");
+    emulator.fault(Fault::on("UpdateSecret").kind(FaultKind::EchoValue));
+    let error = client.update_secret().secret_id("a").secret_string("two").send().await.unwrap_err();
+    assert!(error.into_service_error().message().unwrap().ends_with("two"));
+    assert_eq!(emulator.value("a").as_deref(), Some("one"));
+}
+
+#[tokio::test]
+async fn a_secret_has_a_hundred_versions() {
+    let emulator = Emulator::start().unwrap();
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    for _ in 0..100 {
+        emulator.put("young", "x");
+        emulator.put_dated("old", "x", 1_500_000_000_000);
+    }
+    let put = |name: &str| client.put_secret_value().secret_id(name).secret_string("y").send();
+    let update = |name: &str| client.update_secret().secret_id(name).secret_string("z").description("new").send();
+    assert_eq!(code(put("young").await), "LimitExceededException");
+    assert_eq!(code(update("young").await), "LimitExceededException");
+    assert_eq!(emulator.secret("young").unwrap().description, None);
+    assert_eq!(code(put("old").await), "ok");
+    assert_eq!(code(update("old").await), "ok");
+    assert_eq!(emulator.secret("old").unwrap().versions.len(), 100);
+    let described = client.describe_secret().secret_id("old").send().await.unwrap();
+    assert_eq!(described.version_ids_to_stages().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn deletions_take_place_when_they_are_due() {
+    let emulator = Emulator::start().unwrap();
+    emulator.set_clock(|| later(0));
+    for name in ["gone", "restored", "later", "again", "kept"] {
+        emulator.put(name, "one");
+    }
+    for name in ["gone", "restored", "again"] {
+        emulator.schedule_deletion(name);
+    }
+    emulator.restore("restored");
+    emulator.remove("again");
+    emulator.put("again", "two");
+    emulator.set_clock(|| later(29 * 24 * 60 * 60));
+    emulator.schedule_deletion("later");
+    assert_eq!(emulator.names(), ["again", "gone", "kept", "later", "restored"]);
+    emulator.set_clock(|| later(31 * 24 * 60 * 60));
+    assert_eq!(emulator.names(), ["again", "kept", "later", "restored"]);
+    emulator.set_clock(|| later(60 * 24 * 60 * 60));
+    assert_eq!(emulator.names(), ["again", "kept", "restored"]);
+}
+
+#[tokio::test]
+async fn a_secret_can_be_looked_at_and_changed_by_hand() {
+    let emulator = Emulator::start().unwrap();
+    let first = emulator.put("a", "canary-one");
+    let second = emulator.put("a", "canary-two");
+    emulator.put_in("eu-west-1", "far", "three");
+    emulator.set_metadata("a", Some("by hand"), &[("a", "1"), ("b", "2")]);
+    emulator.tag("a", "c", "3");
+    emulator.untag("a", "a");
+    emulator.set_kms_key("a", Some("alias/mine"));
+    let view = emulator.secret("a").unwrap();
+    let version = |id: &str, value: &str, stage: &str| VersionView {
+        id: id.to_owned(),
+        value: value.to_owned(),
+        stages: [stage.to_owned()].into(),
+    };
+    let expected = SecretView {
+        description: Some("by hand".to_owned()),
+        kms_key_id: Some("alias/mine".to_owned()),
+        tags: [("b".to_owned(), "2".to_owned()), ("c".to_owned(), "3".to_owned())].into(),
+        replicas: [].into(),
+        versions: vec![version(&first, "canary-one", PREVIOUS), version(&second, "canary-two", CURRENT)],
+        scheduled_for_deletion: false,
+    };
+    assert_eq!(view, expected);
+    assert!(!format!("{view:?}").contains("canary"));
+    assert_eq!((emulator.secret("far"), emulator.secret_in("us-east-1", "far")), (None, None));
+    assert_eq!(emulator.secret_in("eu-west-1", "far").unwrap().versions[0].value, "three");
+}
+
+#[tokio::test]
+async fn requests_need_not_be_recorded() {
+    let emulator = Emulator::start().unwrap();
+    emulator.put("a", "one");
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    emulator.set_recording(false);
+    emulator.fault(Fault::on("GetSecretValue").secret("a").times(1));
+    assert_eq!(get(&client, "a").await, "ThrottlingException");
+    assert_eq!(get(&client, "a").await, "ok");
+    assert_eq!((emulator.requests().len(), emulator.count("GetSecretValue")), (0, 2));
+    emulator.set_recording(true);
+    assert_eq!(get(&client, "a").await, "ok");
+    assert_eq!((emulator.requests().len(), emulator.count("GetSecretValue")), (1, 3));
 }
 
 #[tokio::test]

@@ -213,3 +213,42 @@ fn a_proxy_stops_with_its_tunnels() {
         std::net::TcpStream::connect(address).unwrap_err();
     }
 }
+
+// === the controls ===
+
+#[tokio::test]
+async fn the_controls_work_over_http() {
+    let emulator = Emulator::start().unwrap();
+    emulator.put("team/a", "one");
+    let client = client(&emulator.url(), owner(), "us-east-1");
+    let control = async |path: &str, body: &str| {
+        let mut stream = TcpStream::connect(emulator.address()).await.unwrap();
+        let length = body.len();
+        let head = format!("PUT /_emulator/{path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n");
+        let request = format!("{head}content-length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    let describe = async || client.describe_secret().secret_id("team/a").send().await.unwrap();
+
+    assert_eq!(control("recording", "false").await, "204");
+    describe().await;
+    assert_eq!(emulator.requests().len(), 0);
+    assert_eq!(control("recording", "true").await, "204");
+    describe().await;
+    assert_eq!(emulator.requests().len(), 1);
+    assert_eq!(control("recording", "maybe").await, "400");
+
+    assert_eq!(control("owner/team/a", "\"rds\"").await, "204");
+    assert_eq!(control("primary-region/team/a", "\"eu-west-1\"").await, "204");
+    let described = describe().await;
+    assert_eq!((described.owning_service(), described.primary_region()), (Some("rds"), Some("eu-west-1")));
+    assert_eq!(control("owner/team/a", "null").await, "204");
+    assert_eq!(describe().await.owning_service(), None);
+    assert_eq!(control("owner/team/b", "null").await, "404");
+    assert_eq!(control("owner/team/a", "1").await, "400");
+    assert_eq!(control("slow-replication", "3").await, "204");
+    assert_eq!(control("slow-replication", "-1").await, "400");
+}
