@@ -506,10 +506,10 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mu
     })
 }
 
-fn choose_aws(config: &Path, ours: &Ours, theirs: &Theirs, writes: bool, findings: &mut Findings<'_>) -> Option<Aws> {
+fn choose_aws(config: &Path, ours: &Ours, theirs: &Theirs, storing: bool, findings: &mut Findings<'_>) -> Option<Aws> {
     let region = endpoints::region(config, &ours.aws, &theirs.aws, findings);
     let writer = ours.virtual_keys.writer.as_ref();
-    if let Some(writer) = writer.filter(|_| !writes) {
+    if let Some(writer) = writer.filter(|_| !storing) {
         let message = "nobody writes: virtual keys are not stored (store_virtual_keys, or keytide.virtual_keys.prefix)";
         findings.notice(&writer.place, message);
     }

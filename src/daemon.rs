@@ -101,23 +101,12 @@ impl Daemon {
         let writer_status = aws.writer.as_ref().map(|writer| described(&aws, writer));
         // Before anybody is asked: a spool that cannot be used ends the start.
         let spool = virtual_keys.as_ref().map(|keys| open_spool(keys, &random)).transpose()?;
-        let mut source = None;
-        let mut stores = None;
-        if reads || virtual_keys.is_some() {
+        let (source, stores) = if reads || virtual_keys.is_some() {
             let connection = Connection::new(&aws, refresh.call_timeout, now, Arc::clone(&metrics))?;
-            let (endpoint, region) = (aws.endpoints.secrets_manager.clone(), aws.region.clone());
-            let mut aws = aws;
-            let writer = aws.writer.take();
-            let reader = reader(aws, &connection)?;
-            if let Some(keys) = &virtual_keys {
-                let auth = match writer {
-                    Some(writer) => reader.auth.beside(writer)?,
-                    None => Arc::clone(&reader.auth),
-                };
-                stores = Some(stores_of(&auth, &connection, endpoint.as_deref(), &region, keys));
-            }
-            source = reads.then_some(reader);
-        }
+            both_ways(aws, &connection, reads, virtual_keys.as_ref())?
+        } else {
+            (None, None)
+        };
         let state = if reads { Some(State::open(&state.directory, state.allow_disk)?) } else { None };
         let recovered = recover(state.as_ref(), &metrics);
         for ((output, key), value) in recovered.kept {
@@ -302,6 +291,25 @@ async fn both_once(
         (pull::Ended::Once, push::Ended::Once) => Ok(Ending::Done),
         _ => Ok(Ending::Stopped),
     }
+}
+
+/// Who reads, if anything is read, and who writes, if virtual keys are stored: they share what they begin with.
+fn both_ways(
+    mut aws: config::Aws,
+    connection: &Connection,
+    reads: bool,
+    keys: Option<&VirtualKeys>,
+) -> anyhow::Result<(Option<Reader>, Option<Stores>)> {
+    let (endpoint, region, writer) = (aws.endpoints.secrets_manager.clone(), aws.region.clone(), aws.writer.take());
+    let reader = reader(aws, connection)?;
+    let stores = match keys {
+        Some(keys) => {
+            let auth = writer.map_or_else(|| Ok(Arc::clone(&reader.auth)), |writer| reader.auth.beside(writer))?;
+            Some(stores_of(&auth, connection, endpoint.as_deref(), &region, keys))
+        }
+        None => None,
+    };
+    Ok((reads.then_some(reader), stores))
 }
 
 fn open_spool(keys: &VirtualKeys, random: &fastrand::Rng) -> anyhow::Result<Spool> {

@@ -272,9 +272,9 @@ fn reason_of(code: &str) -> Reason {
         | "DecryptionFailureException"
         | "PackedPolicyTooLarge"
         | "MalformedPolicyDocument"
-        | "RegionDisabledException" => Reason::Refused,
+        | "RegionDisabledException"
         // Of writes, which mostly have an answer to it.
-        "ResourceExistsException" => Reason::Refused,
+        | "ResourceExistsException" => Reason::Refused,
         _ => Reason::Unknown,
     }
 }

@@ -322,14 +322,11 @@ impl Settings {
         let store_virtual_keys = reader.field(&path("store_virtual_keys"), store_virtual_keys);
         let store_virtual_keys = store_virtual_keys.and_then(flatten::<Flag>).filter(|given| given.value.0);
         let access_mode = reader.field(&path("access_mode"), access_mode);
-        if let Some(store) = &store_virtual_keys {
-            if let Some(mode) = access_mode.as_ref().filter(|mode| mode.value == AccessMode::ReadOnly) {
-                let message = format!(
-                    "virtual keys are stored whatever access_mode says, as in LiteLLM ({})",
-                    store.place.line()
-                );
-                reader.findings.notice(&mode.place, &message);
-            }
+        let read_only = access_mode.as_ref().filter(|mode| mode.value == AccessMode::ReadOnly);
+        if let (Some(store), Some(mode)) = (&store_virtual_keys, read_only) {
+            let place = store.place.line();
+            let message = format!("virtual keys are stored whatever access_mode says, as in LiteLLM ({place})");
+            reader.findings.notice(&mode.place, &message);
         }
         let primary = text(&path("primary_secret_name"), primary_secret_name, reader);
         let primary = reread(primary, |secret: SecretId| secret, reader);

@@ -95,7 +95,12 @@ impl SecretValue {
     /// The SHA-256 of the text, in hex: what LiteLLM calls an unnamed virtual key by (`proxy/_types.py`, `hash_token`).
     #[must_use]
     pub fn sha256_hex(&self) -> String {
-        Sha256::digest(self.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
+        let digest = Sha256::digest(self.expose());
+        digest
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .filter_map(|digit| char::from_digit(digit.into(), 16))
+            .collect()
     }
 
     /// Joins the pieces of a template.

@@ -506,7 +506,7 @@ impl Found {
         Self {
             is_file: kind == FileType::RegularFile,
             is_directory: kind == FileType::Directory,
-            links: u64::try_from(stat.st_nlink).unwrap_or(u64::MAX),
+            links: stat.st_nlink,
             size: u64::try_from(stat.st_size).unwrap_or(u64::MAX),
             owner: stat.st_uid,
             group: stat.st_gid,

@@ -18,6 +18,7 @@ const SHORTEST_WINDOW: u8 = 7;
 
 /// One entry on its way.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Machine {
     change: Change,
     /// True: the value goes into a secret that is probably there.
@@ -45,6 +46,7 @@ pub struct Machine {
 
 /// What is known beside the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Conditions {
     /// True if the entry may have been sent before, or was claimed a while ago: AWS is asked before anything is written.
     pub careful: bool,
@@ -309,13 +311,13 @@ impl Machine {
             (Stage::LookGone, Answer::Described(seen)) => self.saw_gone(seen),
             (Stage::Read, _) => {
                 self.has_value = true;
-                self.begin_writing()
+                Ok(self.begin_writing())
             }
             (Stage::Create, _) => {
                 self.created = true;
                 self.after_writing()
             }
-            (Stage::Put, Answer::Written { current: false }) => Err(self.superseded(self.new_name())),
+            (Stage::Put, Answer::Written { current: false }) => Err(superseded(self.new_name())),
             (Stage::Put, _) => self.after_writing(),
             (Stage::Restore, _) => Ok(Stage::Put),
             (Stage::Repair, _) => {
@@ -339,8 +341,8 @@ impl Machine {
     fn was_refused(&mut self, refusal: Refusal) -> Next {
         use RefusalKind::{Absent, Exists, Invalid, State, Transient};
         match (self.stage, refusal.kind) {
-            (Stage::LookFrom, Absent) => self.from_is_gone(refusal),
-            (Stage::LookTo, Absent) => self.to_is_absent(),
+            (Stage::LookFrom, Absent) => self.nothing_at_old(refusal),
+            (Stage::LookTo, Absent) => self.nothing_at_new(),
             (Stage::LookGone | Stage::Delete | Stage::Unreplicate, Absent) => self.absent_means_deleted(refusal),
             // The secret went away, or changed its state, since it was described: looked at again.
             (Stage::Read, Absent | State) => {
@@ -348,8 +350,7 @@ impl Machine {
                 Ok(Stage::LookFrom)
             }
             (Stage::Create, Exists) => Ok(Stage::Put),
-            (Stage::Put, Absent) => self.may_create(),
-            (Stage::Restore, Absent) => self.may_create(),
+            (Stage::Put | Stage::Restore, Absent) => self.may_create(),
             // The token is used: with another value than AWS has by now, or by a version without a label.
             (Stage::Put, Exists) | (Stage::Create | Stage::Put | Stage::Restore, State) => Ok(Stage::LookTo),
             // They are on their way out already.
@@ -380,14 +381,13 @@ impl Machine {
     }
 
     /// Writes, or first reads what is to be written.
-    fn begin_writing(&self) -> Next {
-        if !self.has_value {
-            return Ok(Stage::Read);
-        }
+    fn begin_writing(&self) -> Stage {
         match &self.to {
-            Some(seen) if seen.deleted => Ok(if self.conditions.restored { Stage::Restore } else { Stage::Mark }),
-            Some(_) => Ok(Stage::Put),
-            None => Ok(self.first_write()),
+            _ if !self.has_value => Stage::Read,
+            Some(seen) if seen.deleted && self.conditions.restored => Stage::Restore,
+            Some(seen) if seen.deleted => Stage::Mark,
+            Some(_) => Stage::Put,
+            None => self.first_write(),
         }
     }
 
@@ -398,18 +398,18 @@ impl Machine {
             return Err(failed(RejectionReason::Refused, problem.message));
         }
         if seen.ours == Some(false) || (self.conditions.careful && is_newer(&seen, self.token)) {
-            return Err(self.superseded(&name));
+            return Err(superseded(&name));
         }
         let (ours, deleted) = (seen.ours.is_some(), seen.deleted);
         self.to = Some(seen);
         match (ours, &self.change) {
             (true, _) if !deleted => self.after_writing(),
             (_, Change::Move { valued: false, from, .. }) if self.from.is_none() => Err(self.nothing_to_move(from)),
-            _ => self.begin_writing(),
+            _ => Ok(self.begin_writing()),
         }
     }
 
-    fn to_is_absent(&mut self) -> Next {
+    fn nothing_at_new(&mut self) -> Next {
         self.to = None;
         if let Change::Move { valued: false, from, .. } = &self.change
             && self.from.is_none()
@@ -479,13 +479,13 @@ impl Machine {
             return self.begin_without_from();
         }
         if self.conditions.careful && is_newer(&seen, self.token) {
-            return Err(self.superseded(&name));
+            return Err(superseded(&name));
         }
         self.from = Some(seen);
-        if self.conditions.careful { Ok(Stage::LookTo) } else { self.begin_writing() }
+        Ok(if self.conditions.careful { Stage::LookTo } else { self.begin_writing() })
     }
 
-    fn from_is_gone(&mut self, refusal: Refusal) -> Next {
+    fn nothing_at_old(&self, refusal: Refusal) -> Next {
         if self.conditions.believes_absence {
             return self.begin_without_from();
         }
@@ -518,7 +518,7 @@ impl Machine {
         }
         refuse_foreign(&name, &seen)?;
         if self.conditions.careful && is_newer(&seen, self.token) {
-            return Err(self.superseded(&name));
+            return Err(superseded(&name));
         }
         let replicated = !seen.metadata.replica_regions.is_empty();
         self.from = Some(seen);
@@ -573,14 +573,6 @@ impl Machine {
     fn window(&self) -> u8 {
         if let Change::Delete { days, .. } = self.change { days } else { SHORTEST_WINDOW }
     }
-
-    fn superseded(&self, name: &SecretName) -> Outcome {
-        let message = format!(
-            "secret {name} holds a newer version than this entry: it is left as it is; discard the entry, or retry it \
-             with --force to overwrite that version"
-        );
-        failed(RejectionReason::Superseded, message)
-    }
 }
 
 // === impl Call ===
@@ -597,6 +589,14 @@ impl Call {
     pub fn makes_version(&self) -> bool {
         matches!(self, Self::Create(..) | Self::Put(_))
     }
+}
+
+fn superseded(name: &SecretName) -> Outcome {
+    let message = format!(
+        "secret {name} holds a newer version than this entry: it is left as it is; discard the entry, or retry it with \
+         --force to overwrite that version"
+    );
+    failed(RejectionReason::Superseded, message)
 }
 
 fn failed(reason: RejectionReason, message: String) -> Outcome {

@@ -217,7 +217,7 @@ impl Spool {
                     continue;
                 }
             }
-            taken += usize::from(self.claim(name, &found, now_ms, &mut scan)?);
+            taken += usize::from(self.claim(&name, &found, now_ms, &mut scan)?);
         }
         if taken > 0 {
             self.claimed.sync()?;
@@ -254,7 +254,8 @@ impl Spool {
             if hidden {
                 return true;
             }
-            if !has_suffix(name, ENTRY) && !(plain_files && has_suffix(name, PLAIN)) {
+            let is_entry = has_suffix(name, ENTRY) || (plain_files && has_suffix(name, PLAIN));
+            if !is_entry {
                 scan.ignored += 1;
                 return true;
             }
@@ -283,10 +284,10 @@ impl Spool {
     }
 
     /// Renames an entry to its identity; false if it is gone.
-    fn claim(&mut self, name: OsString, found: &Found, now_ms: u64, scan: &mut Scan) -> Result<bool, SpoolError> {
+    fn claim(&mut self, name: &OsStr, found: &Found, now_ms: u64, scan: &mut Scan) -> Result<bool, SpoolError> {
         let token = self.tokens.next(now_ms, &mut self.random);
-        let short = shortened(&name);
-        let moved = self.drop.move_to(&name, &self.claimed, &claim_name(token, &short));
+        let short = shortened(name);
+        let moved = self.drop.move_to(name, &self.claimed, &claim_name(token, &short));
         match moved {
             Ok(true) => self.cannot_take = false,
             Ok(false) => return Ok(false),
