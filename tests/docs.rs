@@ -58,6 +58,7 @@ const PAGES: [&str; 5] = [
     include_str!("../docs/IDENTITY.md"),
     include_str!("../docs/LITELLM.md"),
     include_str!("../docs/OPERATIONS.md"),
+    include_str!("../docs/SPOOL.md"),
 ];
 
 /// Every `keytide` command of a block is one that keytide understands.
