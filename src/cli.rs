@@ -328,6 +328,19 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
         Command::Refresh(args) => status::refresh(&args.socket.socket, args.accept_removals, args.output),
         Command::Push(PushArgs { name, op, alias, new_name, recovery_window_in_days, wait, spool }) => {
+            let renames = matches!(op, Operation::Rotate | Operation::Rename);
+            let wrong = match (op, new_name.is_some(), recovery_window_in_days.is_some()) {
+                (Operation::Rename, false, _) => Some("rename needs --new-name"),
+                (_, true, _) if !renames => Some("--new-name is for rotate and rename"),
+                (Operation::Create | Operation::Rotate | Operation::Rename, _, true) => {
+                    Some("--recovery-window-in-days is for delete")
+                }
+                _ => None,
+            };
+            if let Some(wrong) = wrong {
+                complain(wrong);
+                return Exit::Usage;
+            }
             let asked = push::Asked {
                 operation: op,
                 name: &name,
@@ -340,8 +353,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         }
         Command::Spool(SpoolArgs { action }) => match action {
             SpoolAction::List { spool, output } => spool::list(&spool.spool, output),
-            SpoolAction::Retry { which, force, spool } => spool::retry(&spool.spool, which.which(), force),
-            SpoolAction::Discard { which, spool } => spool::discard(&spool.spool, which.which()),
+            SpoolAction::Retry { which, force, spool } => spool::retry(&spool.spool, &which.which(), force),
+            SpoolAction::Discard { which, spool } => spool::discard(&spool.spool, &which.which()),
         },
         Command::Schema { of: SchemaOf::Config } => print(&format!("{:#}\n", config::schema())),
         Command::Schema { of: SchemaOf::Entry } => print(&format!("{:#}\n", crate::spool::entry::schema())),

@@ -344,7 +344,7 @@ pub struct Fingerprint(Vec<[u8; 32]>);
 pub fn load(sources: &Sources, environment: &Environment) -> Result<Config, ConfigErrors> {
     let mut findings = Findings::new(environment);
     let (ours, theirs) = read_blocks(sources, &mut findings)?;
-    let config = assemble(sources, ours, theirs.unwrap_or_default(), &mut findings);
+    let config = assemble(sources, ours, &theirs.unwrap_or_default(), &mut findings);
     match config {
         Some(config) if findings.errors.is_empty() => Ok(Config { notices: findings.notices, ..config }),
         _ => Err(ConfigErrors(findings.errors)),
@@ -468,14 +468,20 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// The rules that span fields.
-fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mut Findings<'_>) -> Option<Config> {
+fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &mut Findings<'_>) -> Option<Config> {
     let ours = ours.unwrap_or_else(|| Ours::defaults(findings));
-    let writing = virtual_keys::choose(&ours, &theirs, findings);
-    let aws = choose_aws(&sources.config, &ours, &theirs, writing.is_some(), findings);
+    let writing = virtual_keys::choose(&ours, theirs, findings);
+    let aws = choose_aws(&sources.config, &ours, theirs, writing.is_some(), findings);
     let Ours { aws: _, virtual_keys: _, spool: _, primary, keys, refresh, outputs, state, http, admin } = ours;
     let wholesale = check_wholesale(primary.clone(), theirs.wholesale.clone(), findings);
-    let keys =
-        check_keys(keys, theirs.keys, primary.as_ref(), theirs.primary.as_ref(), !wholesale.is_empty(), findings);
+    let keys = check_keys(
+        keys,
+        theirs.keys.clone(),
+        primary.as_ref(),
+        theirs.primary.as_ref(),
+        !wholesale.is_empty(),
+        findings,
+    );
     check_renamed(&keys, &wholesale, findings);
     if keys.is_empty() && wholesale.is_empty() && writing.is_none() && findings.errors.is_empty() {
         let message = "nothing to do: give keys to read (keytide.keys, keytide.primary_secret, or hosted_keys in \
@@ -491,7 +497,7 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: Theirs, findings: &mu
     let state = state.unwrap_or_else(|| default_state(&outputs, &sources.config));
     check_paths(&outputs, &state, admin.as_deref(), writing.as_ref(), findings);
     let aws = aws?;
-    let virtual_keys = writing.map(|writing| writing.finish(&keys, &wholesale, &aws, &theirs.aws, findings));
+    let virtual_keys = writing.map(|writing| writing.finish(&keys, &wholesale, &aws, theirs, findings));
     Some(Config {
         aws,
         keys: keys.into_iter().map(|key| key.value).collect(),

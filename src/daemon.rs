@@ -50,7 +50,7 @@ pub struct World {
     pub in_pod: bool,
     /// The files that the configuration came from, with the environment: looked at again when they change.
     pub origin: Option<(Sources, Environment)>,
-    /// With a time limit: one complete refresh, then done. No door is opened.
+    /// With a time limit: one complete refresh and a drained spool, then done. No door is opened.
     pub once: Option<Duration>,
     /// Woken by SIGHUP: a refresh at once.
     pub hangup: Arc<Notify>,
@@ -207,7 +207,7 @@ impl Daemon {
             Some(push) => Drops {
                 directories: vec![push.spool.path().to_owned(), push.spool.retry_path().to_owned()],
                 hints: Arc::new(Notify::new()),
-                hinted: Arc::new(AtomicBool::new(true)),
+                hinted: Arc::new(AtomicBool::new(push.spool.gives_events())),
             },
             None => Drops::default(),
         };

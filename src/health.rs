@@ -157,7 +157,7 @@ pub struct SpoolStatus {
     pub directory: String,
     /// Who writes, where that is somebody else than who reads.
     pub writer: Option<IdentityStatus>,
-    /// Entries that are not claimed yet, since there is no room.
+    /// Entries that are not claimed yet: there is no room, or they do not stand still yet.
     pub waiting: usize,
     /// Entries that are claimed and not yet confirmed.
     pub claimed: usize,
@@ -165,6 +165,8 @@ pub struct SpoolStatus {
     pub failed: usize,
     /// Files that keytide may not read.
     pub unreadable: usize,
+    /// Files that are no entries by their names.
+    pub ignored: usize,
     /// When the oldest claim was made.
     pub oldest: Option<String>,
     /// When AWS last confirmed an entry.

@@ -63,6 +63,8 @@ pub struct SpoolCounts {
     pub failed: usize,
     /// Files that cannot be read.
     pub unreadable: usize,
+    /// Files that are no entries.
+    pub ignored: usize,
     /// When the oldest claim was made, in seconds since the Unix epoch.
     pub oldest: Option<i64>,
     /// Writes a second that there may be.
@@ -235,7 +237,7 @@ impl Metrics {
             spool_entries: gauges(
                 r,
                 "keytide_spool_entries",
-                "Entries of the spool by state: waiting (not yet taken), claimed, failed, or unreadable (keytide may not read the file).",
+                "Entries of the spool by state: waiting (not yet taken), claimed, failed, unreadable (keytide may not read the file), or ignored (no entry by its name).",
                 &["state"],
             ),
             spool_oldest: gauge(
@@ -438,8 +440,14 @@ impl Metrics {
 
     /// What there is in the spool.
     pub fn spool(&self, counts: &SpoolCounts) {
-        let SpoolCounts { waiting, claimed, failed, unreadable, oldest, rate, busiest } = counts;
-        let states = [("waiting", waiting), ("claimed", claimed), ("failed", failed), ("unreadable", unreadable)];
+        let SpoolCounts { waiting, claimed, failed, unreadable, ignored, oldest, rate, busiest } = counts;
+        let states = [
+            ("waiting", waiting),
+            ("claimed", claimed),
+            ("failed", failed),
+            ("unreadable", unreadable),
+            ("ignored", ignored),
+        ];
         for (state, count) in states {
             self.spool_entries.with_label_values(&[state]).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }

@@ -21,18 +21,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     domain::{
         snapshot::Reason,
+        value::SecretValue,
         virtual_key::{Change, Order, Rejection, RejectionReason, Rules, Token, Writer},
     },
     health::{Health, SpoolProblem, timestamp},
     metrics::{Metrics, SpoolCounts},
     plan::{
-        fold::{Queue, Taken},
+        fold::Queue,
         naming,
         push::{Conditions, Later, Machine, Outcome, Pause, Step},
         rate::{NewSecrets, Rate, Versions},
         schedule,
     },
-    spool::{Claimed, Spool, SpoolError, shown},
+    spool::{Claimed, Look, Mark, Spool, SpoolError, shown},
     store::{Content, Parcel, Store},
 };
 
@@ -44,6 +45,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const LOOK_WITHOUT_HINTS: Duration = Duration::from_secs(1);
 /// An entry that was claimed so long ago is sent only after a look at what is there.
 const FRESH_MS: u64 = 60_000;
+/// How long a secret must have been said to be absent before that is believed: reads are eventually consistent; longer where
+/// this process wrote it a moment ago.
+const ABSENT_FOR: Duration = Duration::from_secs(1);
+const ABSENT_AFTER_WRITING: Duration = Duration::from_secs(10);
+/// Why an entry waits for its hour.
+const NEW_SECRETS: &str = "new_secret_limit";
 /// How long AWS may deny an entry before it counts as failed.
 const DENIED_FOR: Duration = Duration::from_hours(24);
 /// From one removal of old failed entries to the next.
@@ -57,7 +64,11 @@ const TOLD_FOR: Duration = Duration::from_mins(10);
 /// So many entries are named in one message or status; the rest is counted.
 const NAMED: usize = 10;
 /// So many new claims are read before others have a turn.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 8;
+/// From one look to the next while the process ends.
+const LOOK_WHILE_LEAVING: Duration = Duration::from_millis(250);
+/// A look may take this share of the time at most, however full the spool is.
+const SHARE_OF_LOOKS: u32 = 10;
 
 /// The worker of the way up, and everything that it owns.
 #[derive(Debug)]
@@ -141,10 +152,12 @@ pub enum PushError {
         named: String,
     },
     /// Some entries can never succeed.
-    #[error("{count} entries failed; `keytide spool list` says why")]
+    #[error("{failed} entries failed, and {unreadable} cannot be read; the log and `keytide spool list` say why")]
     Failed {
-        /// How many.
-        count: usize,
+        /// How many failed.
+        failed: usize,
+        /// How many cannot be read.
+        unreadable: usize,
     },
     /// The spool cannot be used at all.
     #[error(transparent)]
@@ -155,10 +168,21 @@ pub enum PushError {
 #[derive(Debug)]
 struct Held {
     claim: Claimed,
+    /// When it was taken in: a clock that steps back makes nothing younger.
+    since: Duration,
     attempts: u32,
-    absent_seen: bool,
+    absent_since: Option<Duration>,
     denied_since: Option<Duration>,
     problem: Option<Box<(&'static str, String)>>,
+}
+
+/// A claim that the file system keeps from its place.
+#[derive(Debug)]
+enum Stuck {
+    /// It could not be read.
+    Unread(Claimed),
+    /// It failed, and could not be moved to the failed entries.
+    Unmoved(Claimed, Rejection, Option<String>),
 }
 
 /// One attempt, at a place where the worker takes part.
@@ -192,17 +216,21 @@ struct Working {
     shared: Shared,
     queue: Queue<Held>,
     under_way: FuturesUnordered<BoxFuture<'static, Attempt>>,
-    /// Claims that could not be read yet.
-    unread: Vec<Claimed>,
+    stuck: Vec<Stuck>,
     look_at: Instant,
+    /// No look before: the last one took its share.
+    rested_at: Instant,
     sweep_at: Instant,
     waiting: usize,
     unreadable: usize,
+    ignored: usize,
     settled: bool,
     failed_now: usize,
     versions: Versions,
     told: BTreeMap<String, Instant>,
     reported: Option<Instant>,
+    /// True if something happened since.
+    unreported: bool,
     trouble: Option<String>,
 }
 
@@ -222,16 +250,19 @@ impl Push {
             shared,
             queue: Queue::default(),
             under_way: FuturesUnordered::new(),
-            unread: Vec::new(),
+            stuck: Vec::new(),
             look_at: now,
+            rested_at: now,
             sweep_at: now,
             waiting: 0,
             unreadable: 0,
+            ignored: 0,
             settled: false,
             failed_now: 0,
             versions: Versions::default(),
             told: BTreeMap::new(),
             reported: None,
+            unreported: false,
             trouble: None,
         };
         let recovered = working.push.spool.recover()?;
@@ -264,40 +295,49 @@ impl Working {
         let limit = self.push.once.map(|timeout| (timeout, Instant::now() + timeout));
         let mut deadline = None;
         loop {
-            if deadline.is_none() && Instant::now() >= self.look_at {
-                let again = if hinted.load(Ordering::Relaxed) { LOOK_AGAIN } else { LOOK_WITHOUT_HINTS };
-                self.look(again).await;
+            // Whoever stops without leaving leaves the rest to the next process.
+            let working = deadline.is_none() || leaving.is_cancelled();
+            if working && Instant::now() >= self.look_at.max(self.rested_at) {
+                let again = match deadline {
+                    Some(_) => LOOK_WHILE_LEAVING,
+                    None if hinted.load(Ordering::Relaxed) => LOOK_AGAIN,
+                    None => LOOK_WITHOUT_HINTS,
+                };
+                self.look(again, deadline.is_some()).await;
             }
             if Instant::now() >= self.sweep_at {
                 self.sweep();
             }
-            if deadline.is_none() || leaving.is_cancelled() {
+            if working {
                 self.dispatch();
             }
-            self.report(self.under_way.is_empty());
-            let idle = self.queue.is_empty() && self.waiting == 0 && self.unread.is_empty();
-            if deadline.is_some() && self.under_way.is_empty() && (idle || !leaving.is_cancelled()) {
+            self.report(false);
+            let idle = self.queue.is_empty() && self.waiting == 0 && self.stuck.is_empty() && self.trouble.is_none();
+            if deadline.is_some() && self.under_way.is_empty() && (!working || (idle && self.settled)) {
                 return self.left(leaving.is_cancelled());
             }
             if limit.is_some() && idle && self.settled {
-                let count = self.failed_now;
-                return if count == 0 { Ok(Ended::Once) } else { Err(PushError::Failed { count }) };
+                self.report(true);
+                let (failed, unreadable) = (self.failed_now, self.unreadable);
+                let whole = failed == 0 && unreadable == 0;
+                return if whole { Ok(Ended::Once) } else { Err(PushError::Failed { failed, unreadable }) };
             }
-            let wake = self.wake_at(deadline.is_some());
+            let wake = self.wake_at(working);
             let next = deadline.map_or(wake, |end: Instant| wake.min(end));
             let next = limit.map_or(next, |(_, end)| next.min(end));
             self.push.health.due("push", next);
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if deadline.is_none() => {
-                    let end = Instant::now() + DRAIN;
-                    deadline = Some(end);
+                    deadline = Some(Instant::now() + DRAIN);
                     if leaving.is_cancelled() {
-                        self.prepare_to_leave().await;
+                        self.prepare_to_leave();
                     }
                 }
-                Some(attempt) = self.under_way.next(), if !self.under_way.is_empty() => self.take_out(attempt, deadline.is_some()),
-                () = hints.notified(), if deadline.is_none() => self.look_at = Instant::now(),
+                Some(attempt) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.take_out(attempt, deadline.is_some());
+                }
+                () = hints.notified(), if working => self.look_at = Instant::now(),
                 () = sleep_until(next) => {
                     if let Some((timeout, _)) = limit.filter(|(_, end)| Instant::now() >= *end) {
                         self.report(true);
@@ -313,10 +353,14 @@ impl Working {
     }
 
     /// When there is something to do without a hint.
-    fn wake_at(&self, draining: bool) -> Instant {
+    fn wake_at(&self, working: bool) -> Instant {
         let mut wake = self.sweep_at;
-        if !draining {
-            wake = wake.min(self.look_at);
+        if !working {
+            return wake;
+        }
+        wake = wake.min(self.look_at.max(self.rested_at));
+        if let Some(at) = self.reported.filter(|_| self.unreported) {
+            wake = wake.min(at + REPORT);
         }
         if self.under_way.len() < IN_FLIGHT
             && let Some(ready) = self.queue.next_at()
@@ -329,48 +373,57 @@ impl Working {
     }
 
     /// Looks at the spool, and takes in what is new.
-    async fn look(&mut self, again: Duration) {
-        self.look_at = Instant::now() + again;
-        let unread = std::mem::take(&mut self.unread);
-        self.take_in(unread).await;
-        let room = self.push.max_entries.saturating_sub(self.queue.len());
-        let now_ms = self.push.now_ms();
-        match self.push.spool.scan(room, now_ms).await {
-            Ok(scan) => {
-                if let Some(trouble) = self.trouble.take() {
-                    tracing::info!("the spool can be used again; it could not: {trouble}");
-                }
-                for remark in &scan.remarks {
-                    tracing::warn!("{remark}");
-                }
-                (self.waiting, self.unreadable) = (scan.waiting, scan.unreadable);
-                self.settled = scan.claimed.is_empty() && scan.again.is_none();
-                if let Some(soon) = scan.again {
-                    self.look_at = self.look_at.min(Instant::now() + soon);
-                }
-                if !scan.claimed.is_empty() {
-                    // Perhaps more came while these were taken.
-                    let soon = if self.push.once.is_some() { Duration::ZERO } else { LOOK_WITHOUT_HINTS };
-                    self.look_at = self.look_at.min(Instant::now() + soon);
-                }
-                self.take_in(scan.claimed).await;
-            }
-            Err(error) => {
-                self.push.metrics.spool_error();
-                self.look_at = Instant::now() + LOOK_WITHOUT_HINTS;
-                let message = error.to_string();
-                if self.trouble.as_ref() != Some(&message) {
-                    tracing::error!("the spool cannot be used: {message}");
-                }
-                self.trouble = Some(message);
-            }
+    async fn look(&mut self, again: Duration, last: bool) {
+        let began = Instant::now();
+        self.look_at = began + again;
+        self.settled = false;
+        self.free_the_stuck().await;
+        let room = self.push.max_entries.saturating_sub(self.queue.len() + self.stuck.len());
+        if self.waiting > 0 && room < self.push.max_entries.div_ceil(2) {
+            // A full spool is not listed for a handful.
+            return;
         }
+        let scan = self.push.spool.scan(Look { room, now_ms: self.push.now_ms(), last }).await;
+        self.rested_at = began + began.elapsed().saturating_mul(SHARE_OF_LOOKS);
+        if let Some(error) = scan.trouble {
+            self.push.metrics.spool_error();
+            self.look_at = began + LOOK_WITHOUT_HINTS.min(again);
+            let message = error.to_string();
+            if self.trouble.as_ref() != Some(&message) {
+                tracing::error!("the spool cannot be used: {message}");
+            }
+            self.trouble = Some(message);
+        } else {
+            if let Some(trouble) = self.trouble.take() {
+                tracing::info!("the spool can be used again; it could not: {trouble}");
+            }
+            self.settled = scan.claimed.is_empty() && scan.rejected.is_empty() && scan.again.is_none();
+        }
+        for remark in &scan.remarks {
+            tracing::warn!("{remark}");
+        }
+        (self.waiting, self.unreadable, self.ignored) = (scan.waiting, scan.unreadable, scan.ignored);
+        if let Some(soon) = scan.again {
+            self.look_at = self.look_at.min(Instant::now() + soon);
+        }
+        if !scan.claimed.is_empty() {
+            // Perhaps more came while these were taken.
+            let soon = if self.push.once.is_some() { Duration::ZERO } else { LOOK_WITHOUT_HINTS };
+            self.look_at = self.look_at.min(Instant::now() + soon);
+        }
+        for (claim, rejection) in scan.rejected {
+            self.fail(claim, None, rejection);
+        }
+        self.take_in(scan.claimed).await;
+        self.look_at_writer().await;
+        self.unreported = true;
     }
 
     /// Reads claims, and puts them into their queues.
     async fn take_in(&mut self, claims: Vec<Claimed>) {
         for (i, claim) in claims.into_iter().enumerate() {
             if i % AT_ONCE == AT_ONCE - 1 {
+                self.push.health.due("push", Instant::now());
                 yield_now().await;
             }
             if self.queue.contains(claim.token) {
@@ -379,18 +432,50 @@ impl Working {
             match self.push.spool.read(&claim) {
                 Ok(draft) => match draft.and_then(|draft| naming::order(&draft, &self.push.rules)) {
                     Ok(order) => {
-                        let held = Held { attempts: 0, absent_seen: false, denied_since: None, problem: None, claim };
+                        let held = Held {
+                            since: self.shared.elapsed(),
+                            attempts: 0,
+                            absent_since: None,
+                            denied_since: None,
+                            problem: None,
+                            claim,
+                        };
                         self.queue.push(held.claim.token, order, held);
                     }
-                    Err(rejection) => self.fail(&claim, None, &rejection),
+                    Err(rejection) => self.fail(claim, None, rejection),
                 },
                 Err(error) => {
                     self.push.metrics.spool_error();
                     self.tell("spool", &format!("entry {} could not be read yet: {error}", shown(&claim.name)));
-                    self.unread.push(claim);
+                    // By then another one of its name may have been sent.
+                    self.stuck.push(Stuck::Unread(Claimed { resumed: true, ..claim }));
                 }
             }
         }
+    }
+
+    /// Tries again what the file system kept from its place.
+    async fn free_the_stuck(&mut self) {
+        let mut unread = Vec::new();
+        for stuck in std::mem::take(&mut self.stuck) {
+            match stuck {
+                Stuck::Unread(claim) => unread.push(claim),
+                Stuck::Unmoved(claim, rejection, subject) => self.put_away(claim, rejection, subject),
+            }
+        }
+        self.take_in(unread).await;
+    }
+
+    /// Who writes is somebody that the status shows.
+    async fn look_at_writer(&mut self) {
+        let known = self.push.stores.own.auth().known().await;
+        self.push.health.update(|status| {
+            let Some(writer) = status.spool.as_mut().and_then(|spool| spool.writer.as_mut()) else { return };
+            writer.account = known.caller.as_ref().map(|caller| caller.account().to_string());
+            writer.caller = known.caller.as_ref().map(ToString::to_string);
+            writer.expires = known.expires_at.and_then(timestamp);
+            writer.token_expires = known.token_expires_at.and_then(timestamp);
+        });
     }
 
     /// Starts what may go now.
@@ -400,71 +485,116 @@ impl Working {
             if !self.shared.rate().wait(now).is_zero() {
                 return;
             }
-            let Some(Taken { token, folded }) = self.queue.take(now) else { return };
-            for (older, _, held) in folded {
-                self.push.metrics.spool_folded();
-                tracing::debug!(entry = %older, "folded into a later entry of the same secret");
-                if let Err(error) = self.push.spool.settle(&held.claim) {
-                    self.tell("spool", &format!("a folded entry could not be removed: {error}"));
-                }
-            }
+            let Some(token) = self.queue.choose(now) else { return };
             self.start(token, now);
         }
     }
 
     fn start(&mut self, token: Token, now: Duration) {
         let Some((order, held)) = self.queue.get(token) else { return };
-        let draft = self.push.spool.read(&held.claim);
-        let draft = match draft {
-            Ok(Ok(draft)) => match naming::order(&draft, &self.push.rules) {
-                Ok(again) if again == *order => Ok(draft),
-                Ok(_) => Err(Rejection {
-                    reason: RejectionReason::Malformed,
-                    message: "the file was changed after it was dropped: write it whole, then rename it".to_owned(),
-                }),
-                Err(rejection) => Err(rejection),
-            },
-            Ok(Err(rejection)) => Err(rejection),
-            Err(error) => {
-                let message = format!("the entry could not be read: {error}");
-                let later = Later { reason: "spool", message, pause: Pause::Backoff };
-                self.again(token, later, false);
-                return;
-            }
-        };
-        let draft = match draft {
-            Ok(draft) => draft,
-            Err(rejection) => {
+        let value = match self.value_of(order, held) {
+            Ok(Ok(value)) => value,
+            Ok(Err(rejection)) => {
                 let order = order.clone();
                 if let Some(held) = self.queue.done(token) {
-                    self.fail(&held.claim, Some(&order), &rejection);
+                    self.fail(held.claim, Some(&order), rejection);
                 }
                 return;
             }
+            Err(error) => {
+                let message = format!("the entry could not be read: {error}");
+                self.put_back(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false });
+                return;
+            }
         };
-        let stores = matches!(order.change, Change::Store(_));
-        let promised = stores && self.push.new_secrets.promise(now);
+        let (order, waits) = (order.clone(), held.problem.as_ref().is_some_and(|problem| problem.0 == NEW_SECRETS));
+        let promised = order.change.is_valued() && self.push.new_secrets.promise(now);
+        if let Some(at) = self.push.new_secrets.next_at().filter(|_| waits && !promised) {
+            // It is known to be new: AWS need not be asked again.
+            self.queue.begin(token);
+            self.queue.again(token, at);
+            return;
+        }
+        if !self.fold(token, &order.change) {
+            if promised {
+                self.push.new_secrets.keep(now, false);
+            }
+            return;
+        }
+        let Some((_, held)) = self.queue.get(token) else { return };
         let claim = &held.claim;
         let age = self.push.now_ms().saturating_sub(token.claimed_ms());
+        let fresh = age <= FRESH_MS && now.saturating_sub(held.since) <= Duration::from_millis(FRESH_MS);
+        let settling = order.change.names().any(|name| self.versions.is_recent(name, now));
+        let patience = if settling { ABSENT_AFTER_WRITING } else { ABSENT_FOR };
         let conditions = Conditions {
-            careful: claim.resumed || held.attempts > 0 || age > FRESH_MS,
-            believes_absence: held.absent_seen,
-            may_create: promised || !stores,
+            careful: claim.resumed || held.attempts > 0 || !fresh,
+            believes_absence: held.absent_since.is_some_and(|since| now.saturating_sub(since) >= patience),
+            may_create: promised || !order.change.is_valued(),
             restored: claim.restored,
+            forced: claim.forced,
         };
-        let machine = Machine::new(order, token, &self.push.rules.settings, conditions);
-        let writer = order.writer;
+        let store = self.push.store(order.writer);
+        let machine = Machine::new(&order, token, &self.push.rules.settings, store.region(), conditions);
         self.shared.rate().take(now);
         self.go_on(Attempt {
             token,
-            writer,
+            writer: order.writer,
             machine,
-            parcel: Parcel { token, value: draft.value.map(Content::Text) },
+            parcel: Parcel { token, value: value.map(Content::Text) },
             prepaid: true,
             promised,
             wrote: false,
             outcome: None,
         });
+    }
+
+    /// The value of an entry as it is now: its file may have been written to since it was read.
+    fn value_of(&self, order: &Order, held: &Held) -> Result<Result<Option<SecretValue>, Rejection>, SpoolError> {
+        Ok(self.push.spool.read(&held.claim)?.and_then(|draft| {
+            let again = naming::order(&draft, &self.push.rules)?;
+            if again == *order {
+                return Ok(draft.value);
+            }
+            let message = "the file was changed after it was dropped: write it whole, then rename it".to_owned();
+            Err(Rejection { reason: RejectionReason::Malformed, message })
+        }))
+    }
+
+    /// The entry is under way. Older ones that it makes unnecessary are removed, and what was known of them is now known of
+    /// it. False if it cannot go on.
+    fn fold(&mut self, token: Token, change: &Change) -> bool {
+        let older = self.queue.older_than(token, change);
+        let restored = older.iter().any(|older| self.queue.get(*older).is_some_and(|(_, held)| held.claim.restored));
+        if restored && let Err(error) = self.push.spool.mark(token, Mark::Restored) {
+            let message = format!("the restoring of a secret could not be noted: {error}");
+            self.put_back(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false });
+            return false;
+        }
+        let folded = self.queue.begin(token);
+        let denied_since = folded.iter().filter_map(|held| held.denied_since).min();
+        if let Some(held) = self.queue.payload_mut(token) {
+            held.claim.restored |= restored;
+            held.claim.resumed |= folded.iter().any(|held| held.claim.resumed || held.attempts > 0);
+            held.attempts = folded.iter().map(|held| held.attempts).fold(held.attempts, u32::max);
+            held.denied_since = held.denied_since.or(denied_since);
+        }
+        for held in folded {
+            self.push.metrics.spool_folded();
+            tracing::debug!(entry = %held.claim.token, "folded into a later entry of the same secret");
+            if let Err(error) = self.push.spool.settle(&held.claim) {
+                // It is read again by the next process, and then is older than what is there.
+                self.tell("spool", &format!("a folded entry could not be removed: {error}"));
+            }
+        }
+        true
+    }
+
+    /// An entry that was chosen cannot go yet.
+    fn put_back(&mut self, token: Token, later: Later) {
+        // Alone: those before it are looked at first, and those behind it wait for it.
+        self.queue.hold(token);
+        self.again(token, later, false);
     }
 
     fn go_on(&mut self, attempt: Attempt) {
@@ -476,7 +606,7 @@ impl Working {
     fn take_out(&mut self, mut attempt: Attempt, draining: bool) {
         let token = attempt.token;
         let Some(outcome) = attempt.outcome.take() else {
-            match self.push.spool.mark(token) {
+            match self.push.spool.mark(token, Mark::Restored) {
                 Ok(()) => {
                     if let Some(held) = self.queue.payload_mut(token) {
                         held.claim.restored = true;
@@ -487,7 +617,11 @@ impl Working {
                 Err(error) => {
                     self.end_attempt(&attempt, false);
                     let message = format!("the restoring of a secret could not be noted: {error}");
-                    self.again(token, Later { reason: "spool", message, pause: Pause::Backoff }, draining);
+                    self.again(
+                        token,
+                        Later { reason: "spool", message, pause: Pause::Backoff, absent: false },
+                        draining,
+                    );
                 }
             }
             return;
@@ -499,7 +633,7 @@ impl Working {
             Outcome::Failed(rejection) => {
                 let order = self.queue.get(token).map(|(order, _)| order.clone());
                 if let Some(held) = self.queue.done(token) {
-                    self.fail(&held.claim, order.as_ref(), &rejection);
+                    self.fail(held.claim, order.as_ref(), rejection);
                 }
             }
             Outcome::Later(later) => self.again(token, later, draining),
@@ -522,7 +656,7 @@ impl Working {
         let Some((order, held)) = self.queue.get(token) else { return };
         if let Err(error) = self.push.spool.settle(&held.claim) {
             let message = format!("the entry is stored, but could not be removed from the spool: {error}");
-            self.again(token, Later { reason: "spool", message, pause: Pause::Backoff }, draining);
+            self.again(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false }, draining);
             return;
         }
         let operation = order.operation;
@@ -548,29 +682,39 @@ impl Working {
         });
     }
 
-    fn fail(&mut self, claim: &Claimed, order: Option<&Order>, rejection: &Rejection) {
+    fn fail(&mut self, claim: Claimed, order: Option<&Order>, rejection: Rejection) {
         let subject = order.map(|order| format!("{} {}", order.operation, order.change.subject()));
         self.failed_now += 1;
         self.push.metrics.spool_failed(order.map(|order| order.operation), rejection.reason);
-        tracing::error!(
-            entry = %claim.token,
-            reason = rejection.reason.label(),
+        let message = format!(
             "entry {} failed{}: {}; it is kept for 7 days (`keytide spool list`)",
             shown(&claim.name),
             subject.as_deref().map(|subject| format!(" ({subject})")).unwrap_or_default(),
             rejection.message
         );
+        let reason = rejection.reason.label();
+        if order.is_some() {
+            tracing::error!(entry = %claim.token, reason, "{message}");
+        } else {
+            // What nobody understands anybody may have written, as often as he likes.
+            self.tell(reason, &message);
+        }
+        self.put_away(claim, rejection, subject);
+    }
+
+    /// Moves a failed entry to the others.
+    fn put_away(&mut self, claim: Claimed, rejection: Rejection, subject: Option<String>) {
         let now_ms = self.push.now_ms();
-        if let Err(error) = self.push.spool.fail(claim, rejection, subject.as_deref(), now_ms) {
+        if let Err(error) = self.push.spool.fail(&claim, &rejection, subject.as_deref(), now_ms) {
             self.push.metrics.spool_error();
-            self.tell("spool", &format!("a failed entry could not be moved, and is looked at again: {error}"));
-            self.unread.push(claim.clone());
+            self.tell("spool", &format!("a failed entry could not be moved yet: {error}"));
+            self.stuck.push(Stuck::Unmoved(claim, rejection, subject));
         }
     }
 
     /// Puts an entry back, to be tried again.
     fn again(&mut self, token: Token, later: Later, draining: bool) {
-        let Later { reason, message, pause } = later;
+        let Later { reason, message, pause, absent } = later;
         let now = self.shared.elapsed();
         let next_secret = self.push.new_secrets.next_at();
         let Some((order, _)) = self.queue.get(token) else { return };
@@ -579,7 +723,7 @@ impl Working {
         let denied = Reason::Denied.label();
         let Some(held) = self.queue.payload_mut(token) else { return };
         held.attempts = held.attempts.saturating_add(1);
-        held.absent_seen |= reason == Reason::Absent.label();
+        held.absent_since = absent.then(|| held.absent_since.unwrap_or(now));
         held.denied_since = (reason == denied).then(|| held.denied_since.unwrap_or(now));
         let too_long = held.denied_since.is_some_and(|since| now.saturating_sub(since) >= DENIED_FOR);
         let mut delay = match pause {
@@ -587,7 +731,7 @@ impl Working {
             Pause::Backoff => schedule::backoff(held.attempts, &mut self.push.random),
             Pause::Slow => schedule::slow(held.attempts, &mut self.push.random),
         };
-        if reason == "new_secret_limit"
+        if reason == NEW_SECRETS
             && let Some(at) = next_secret
         {
             delay = delay.max(at.saturating_sub(now));
@@ -601,11 +745,12 @@ impl Working {
             let order = self.queue.get(token).map(|(order, _)| order.clone());
             if let Some(held) = self.queue.done(token) {
                 let message = format!("AWS denied it to {who} for a day: {message}");
-                self.fail(&held.claim, order.as_ref(), &Rejection { reason: RejectionReason::Denied, message });
+                self.fail(held.claim, order.as_ref(), Rejection { reason: RejectionReason::Denied, message });
             }
             return;
         }
         self.queue.again(token, now + delay);
+        self.unreported = true;
         self.tell(reason, &format!("an entry waits, and is tried again: {message}"));
     }
 
@@ -621,7 +766,8 @@ impl Working {
 
     fn sweep(&mut self) {
         self.sweep_at = Instant::now() + SWEEP;
-        match self.push.spool.failed().sweep(self.push.now_ms()) {
+        let now_ms = self.push.now_ms();
+        match self.push.spool.sweep(now_ms) {
             Ok(0) => {}
             Ok(removed) => tracing::warn!("{removed} failed entries were kept for 7 days, and are removed"),
             Err(error) => tracing::warn!("failed entries could not be looked at: {error}"),
@@ -629,8 +775,9 @@ impl Working {
     }
 
     /// What is not yet claimed is claimed, and everything may go at once.
-    async fn prepare_to_leave(&mut self) {
-        self.look(LOOK_AGAIN).await;
+    fn prepare_to_leave(&mut self) {
+        self.look_at = Instant::now();
+        self.rested_at = self.look_at;
         self.shared.rate().lift();
         self.queue.hurry();
         if !self.queue.is_empty() {
@@ -645,9 +792,11 @@ impl Working {
         if count == 0 || !leaving {
             return Ok(Ended::Stopped);
         }
-        let error = PushError::Left { count, named };
+        for (token, order, held) in self.queue.iter() {
+            tracing::error!(entry = %token, "not stored: {} {}, {}", order.operation, order.change.subject(), held.why());
+        }
         if self.push.in_memory {
-            return Err(error);
+            return Err(PushError::Left { count, named });
         }
         tracing::warn!("{count} virtual keys are not stored yet; the spool is on a disk, and keeps them");
         Ok(Ended::Stopped)
@@ -655,28 +804,33 @@ impl Working {
 
     /// How many entries are left, and the first of them in words.
     fn named(&self) -> (usize, String) {
-        let count = self.queue.len() + self.waiting + self.unread.len();
-        let problem =
-            |held: &Held| held.problem.as_ref().map_or("not tried yet".to_owned(), |problem| problem.1.clone());
+        let count = self.queue.len() + self.waiting + self.stuck.len() + self.unreadable;
         let mut named: Vec<String> = self
             .queue
             .iter()
             .take(NAMED)
-            .map(|(_, order, held)| format!("{} {} ({})", order.operation, order.change.subject(), problem(held)))
+            .map(|(_, order, held)| format!("{} {} ({})", order.operation, order.change.subject(), held.why()))
             .collect();
-        if count > named.len() {
-            named.push(format!("and {} more", count - named.len()));
+        if self.unreadable > 0 {
+            named.push(format!("{} files that keytide may not read", self.unreadable));
         }
+        let rest = count - self.unreadable - self.queue.len().min(NAMED);
+        if rest > 0 {
+            named.push(format!("and {rest} more"));
+        }
+        named.extend(self.trouble.iter().map(|trouble| format!("the spool cannot be used: {trouble}")));
         (count, named.join("; "))
     }
 
-    /// Brings metrics and status up to date; not too often, unless it is quiet.
-    fn report(&mut self, quiet: bool) {
+    /// Brings metrics and status up to date; not too often, unless it is the end.
+    fn report(&mut self, at_once: bool) {
         let now = Instant::now();
-        if !quiet && self.reported.is_some_and(|at| now.saturating_duration_since(at) < REPORT) {
+        self.unreported = true;
+        if !at_once && self.reported.is_some_and(|at| now.saturating_duration_since(at) < REPORT) {
             return;
         }
         self.reported = Some(now);
+        self.unreported = false;
         let failed = self.push.spool.failed().count().unwrap_or_default();
         let oldest = self.queue.iter().next().map(|(token, _, _)| token.claimed_ms() / 1000);
         let oldest = oldest.and_then(|seconds| i64::try_from(seconds).ok());
@@ -686,13 +840,14 @@ impl Working {
             rate.wait(elapsed);
             rate.current()
         };
-        let claimed = self.queue.len() + self.unread.len();
+        let claimed = self.queue.len() + self.stuck.len();
         let busiest = self.versions.most(elapsed);
         self.push.metrics.spool(&SpoolCounts {
             waiting: self.waiting,
             claimed,
             failed,
             unreadable: self.unreadable,
+            ignored: self.ignored,
             oldest,
             rate: rate.unwrap_or(f64::INFINITY),
             busiest,
@@ -713,18 +868,29 @@ impl Working {
             })
             .take(NAMED)
             .collect();
-        let (waiting, unreadable, trouble) = (self.waiting, self.unreadable, self.trouble.clone());
+        let (waiting, unreadable, ignored) = (self.waiting, self.unreadable, self.ignored);
+        let trouble = self.trouble.clone();
         self.push.health.update(|status| {
             let Some(spool) = &mut status.spool else { return };
             spool.waiting = waiting;
             spool.claimed = claimed;
             spool.failed = failed;
             spool.unreadable = unreadable;
+            spool.ignored = ignored;
             spool.oldest = oldest.and_then(timestamp);
             spool.writes_per_second = rate;
             spool.trouble = trouble;
             spool.problems = problems;
         });
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Why it waits.
+    fn why(&self) -> &str {
+        self.problem.as_ref().map_or("not tried yet", |problem| problem.1.as_str())
     }
 }
 
@@ -748,7 +914,7 @@ impl Attempt {
             let answer = store.carry_out(&call, &mut self.parcel).await;
             match &answer {
                 Ok(_) => self.wrote |= call.makes_version(),
-                Err(refusal) if refusal.problem.reason == Reason::Throttled => {
+                Err(refusal) if refusal.problem.reason == Reason::Throttled && call.is_write() => {
                     shared.metrics.spool_throttled();
                     shared.rate().throttled(shared.elapsed());
                 }

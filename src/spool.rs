@@ -7,6 +7,7 @@
 pub mod claim;
 pub mod entry;
 pub mod failed;
+pub mod shelf;
 
 use std::{ffi::OsStr, path::Path};
 
@@ -14,8 +15,9 @@ use thiserror::Error;
 
 use crate::output::directory::{Directory, DirectoryError};
 
-pub use claim::{Claimed, Scan, Spool};
+pub use claim::{Claimed, Look, Mark, Scan, Spool};
 pub use failed::Failed;
+pub use shelf::Shelf;
 
 /// Claims; keytide's alone.
 const CLAIMED: &str = ".claimed";
@@ -47,6 +49,12 @@ pub enum SpoolError {
         /// Who keytide is.
         own: u32,
     },
+    /// Another directory has taken its place.
+    #[error(
+        "{0} is no longer the directory that keytide has opened, and in which its claims are: put that one back, or restart \
+         keytide"
+    )]
+    Replaced(String),
 }
 
 /// Opens a directory of the spool that keytide has made, or makes it.
@@ -69,11 +77,15 @@ fn check_owner(directory: &Directory) -> Result<(), SpoolError> {
 
 /// The drop directory, made where it is missing.
 fn drop_directory(path: &Path, allow_disk: bool) -> Result<Directory, SpoolError> {
-    let missing = !path.exists();
+    if !path.exists() {
+        Directory::make(path, allow_disk, DROP_MODE)?;
+    }
     let directory = Directory::open(path, allow_disk, DROP_MODE)?;
     check_owner(&directory)?;
-    if missing {
-        directory.set_mode(DROP_MODE)?;
+    let mode = directory.itself()?.mode;
+    // Where others may write, they could otherwise move what is keytide's away.
+    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        directory.set_mode(mode | 0o1000)?;
     }
     Ok(directory)
 }

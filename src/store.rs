@@ -69,6 +69,12 @@ impl Store {
         Self { client, auth, region }
     }
 
+    /// The region of the secrets.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
     /// Who writes.
     #[must_use]
     pub fn auth(&self) -> &Arc<Auth> {
@@ -97,6 +103,11 @@ impl Store {
     async fn send(&self, call: &Call, parcel: &mut Parcel) -> Result<Answer, Refusal> {
         let Self { client, .. } = self;
         let token = parcel.token.to_string();
+        if let Call::Create(name, _) | Call::Put(name) = call
+            && parcel.value.is_none()
+        {
+            return Err(unreadable("GetSecretValue", name));
+        }
         match call {
             Call::Describe(name) => {
                 let answer = client.describe_secret().secret_id(name.as_str()).send().await;

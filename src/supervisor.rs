@@ -46,8 +46,11 @@ impl Supervisor {
     /// # Errors
     /// If a task failed, panicked, or ended without being told to.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<Ending> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut asked = false;
         let verdict = tokio::select! {
-            () = shutdown => {
+            () = &mut shutdown => {
+                asked = true;
                 tracing::info!("stopping on request");
                 Ok(Ending::Stopped)
             }
@@ -65,7 +68,18 @@ impl Supervisor {
             }
             failed
         };
-        match timeout(GRACE, drain).await {
+        let mut drain = std::pin::pin!(timeout(GRACE, drain));
+        let drained = tokio::select! {
+            drained = &mut drain => drained,
+            // Whoever is about to replace itself hears it too.
+            () = &mut shutdown, if !asked => {
+                tracing::info!("stopping on request");
+                asked = true;
+                drain.await
+            }
+        };
+        let verdict = if asked { verdict.map(|_| Ending::Stopped) } else { verdict };
+        match drained {
             Ok(None) => verdict,
             Ok(Some(error)) => verdict.and(Err(error)),
             Err(_) => verdict.and_then(|_| Err(anyhow!("a task did not stop within {} s", GRACE.as_secs()))),

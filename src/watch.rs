@@ -45,7 +45,7 @@ pub struct Drops {
     pub directories: Vec<PathBuf>,
     /// Woken when one may have.
     pub hints: Arc<Notify>,
-    /// True while the file system gives events for all of them.
+    /// True while the file system gives events for all of them; false from the start where it is of a kind that does not.
     pub hinted: Arc<AtomicBool>,
 }
 
@@ -58,6 +58,7 @@ impl Watch {
         let hints = Arc::new(Notify::new());
         let wake = Arc::clone(&hints);
         let Drops { directories: drop_directories, hints: drop_hints, hinted } = drops;
+        let armed = Arc::clone(&drop_hints);
         let spool = drop_directories.clone();
         let on_event = move |event: notify::Result<Event>| {
             let of_spool =
@@ -84,14 +85,16 @@ impl Watch {
         // All of them, whatever became of the one before.
         let unwatched = directories.iter().filter(|directory| !watch(directory)).count();
         let undropped = drop_directories.iter().filter(|directory| !watch(directory)).count();
-        hinted.store(undropped == 0, Ordering::Relaxed);
+        hinted.store(undropped == 0 && hinted.load(Ordering::Relaxed), Ordering::Relaxed);
+        // What came before the watch was armed is looked for.
+        armed.notify_one();
         if unwatched > 0 {
             tracing::warn!(
                 "the file system gives no events (network file system, or no watches left): files are looked at every {} s",
                 LOOK_AGAIN.as_secs()
             );
         }
-        if undropped > 0 {
+        if !drop_directories.is_empty() && !hinted.load(Ordering::Relaxed) {
             tracing::warn!(
                 "the file system gives no events of the spool (network file system, or no watches left): it is looked at every second"
             );

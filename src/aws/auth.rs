@@ -135,28 +135,29 @@ impl Auth {
     ///
     /// # Errors
     /// If the configuration chose none.
-    pub fn beside(&self, identity: Identity) -> Result<Arc<Self>, Problem> {
-        let mut shared = None;
-        if let Way::Role { before, .. } = &self.way {
-            let mut first = before;
-            while let Way::Role { before, .. } = &first.way {
-                first = before;
-            }
-            let same = matches!(&first.way, Way::Base(base) if *base == identity.base) && !identity.roles.is_empty();
-            shared = same.then(|| Arc::clone(first));
+    pub fn beside(self: &Arc<Self>, identity: Identity) -> Result<Arc<Self>, Problem> {
+        let mut first = self;
+        while let Way::Role { before, .. } = &first.way {
+            first = before;
         }
-        Self::chain(identity, &self.world, shared, false)
+        // Whoever assumes no role has a proof of its own.
+        let same = matches!(&first.way, Way::Base(base) if *base == identity.base) && !identity.roles.is_empty();
+        Self::chain(identity, &self.world, same.then(|| Arc::clone(first)), false)
     }
 
     /// The role that is assumed from this identity.
     #[must_use]
     pub fn then(self: &Arc<Self>, role: Role) -> Arc<Self> {
-        let tagged = match &self.way {
-            Way::Base(base) => matches!(base, Credentials::Container(_)),
-            Way::Role { tagged, .. } => *tagged,
-        };
-        let way = Way::Role { tagged, role, before: Arc::clone(self), probe: false };
+        let way = Way::Role { tagged: self.passes_tags(), role, before: Arc::clone(self), probe: false };
         Arc::new(Self::hop(way, Expected::default(), &self.world, true, false))
+    }
+
+    /// True if the sessions of a role that is assumed from here inherit tags: transitive ones, or those of Pod Identity.
+    fn passes_tags(&self) -> bool {
+        match &self.way {
+            Way::Base(base) => matches!(base, Credentials::Container(_)),
+            Way::Role { role, before, .. } => !role.transitive_tag_keys.is_empty() || before.passes_tags(),
+        }
     }
 
     fn chain(

@@ -276,7 +276,7 @@ fn add_chain(
         holder.reads |= reads;
         holder.writes |= writes;
     }
-    let tags = tagged(roles, perhaps_tagged).last().copied().unwrap_or(perhaps_tagged);
+    let tags = perhaps_tagged || roles.iter().any(|role| !role.transitive_tag_keys.is_empty());
     (last, before, tags)
 }
 

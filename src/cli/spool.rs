@@ -12,7 +12,7 @@ use crate::{
     domain::virtual_key::Token,
     spool::{
         SpoolError,
-        failed::{Listed, Retried, Shelf},
+        shelf::{FailedEntry, Listed, Retried, Shelf},
     },
     telemetry,
 };
@@ -59,39 +59,42 @@ pub(super) fn list(spool: &Path, form: Form) -> Exit {
 }
 
 /// Puts failed entries back, to be tried again.
-pub(super) fn retry(spool: &Path, which: Which, force: bool) -> Exit {
-    let now = u64::try_from(now_ms()).unwrap_or_default();
-    each(spool, which, |shelf, token| {
-        Ok(match shelf.retry(token, force.then_some(now))? {
-            None => Err(format!("{token}: there is no such failed entry")),
-            Some(Retried::Superseded) => Err(format!(
+pub(super) fn retry(spool: &Path, which: &Which, force: bool) -> Exit {
+    each(spool, which, |shelf, entry, token| {
+        Ok(match shelf.retry(entry, force)? {
+            Retried::Yes => Ok(format!("{token} is tried again")),
+            Retried::Gone => Err(format!("{token}: somebody else has taken it")),
+            Retried::Superseded => Err(format!(
                 "{token}: the secret holds something newer, which this entry would overwrite; --force does that"
             )),
-            Some(Retried::As(new)) if new == token => Ok(format!("{token} is tried again")),
-            Some(Retried::As(new)) => Ok(format!("{token} is tried again as {new}")),
         })
     })
 }
 
 /// Removes failed entries, with their values.
-pub(super) fn discard(spool: &Path, which: Which) -> Exit {
-    each(spool, which, |shelf, token| {
-        let there = shelf.discard(token)?;
-        Ok(if there {
-            Ok(format!("{token} is discarded"))
-        } else {
-            Err(format!("{token}: there is no such failed entry"))
-        })
+pub(super) fn discard(spool: &Path, which: &Which) -> Exit {
+    each(spool, which, |shelf, entry, token| {
+        shelf.discard(entry)?;
+        Ok(Ok(format!("{token} is discarded")))
     })
 }
 
-fn each(spool: &Path, which: Which, act: impl Fn(&Shelf, Token) -> Result<Result<String, String>, SpoolError>) -> Exit {
+fn each(
+    spool: &Path,
+    which: &Which,
+    act: impl Fn(&Shelf, &FailedEntry, Token) -> Result<Result<String, String>, SpoolError>,
+) -> Exit {
     let done = Shelf::open(spool).and_then(|shelf| {
-        let tokens = match which {
-            Which::All => shelf.failed()?,
-            Which::These(tokens) => tokens,
+        let failed = shelf.failed()?;
+        let tokens: Vec<Token> = match which {
+            Which::All => failed.keys().copied().collect(),
+            Which::These(tokens) => tokens.clone(),
         };
-        tokens.into_iter().map(|token| act(&shelf, token)).collect::<Result<Vec<_>, _>>()
+        let one = |token: Token| match failed.get(&token) {
+            Some(entry) => act(&shelf, entry, token),
+            None => Ok(Err(format!("{token}: there is no such failed entry"))),
+        };
+        tokens.into_iter().map(one).collect::<Result<Vec<_>, _>>()
     });
     let done = match done {
         Ok(done) => done,

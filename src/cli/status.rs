@@ -107,7 +107,9 @@ fn table(status: &Status, now: Timestamp) -> String {
     for remark in remarks {
         line("remark", remark.clone());
     }
-    lines.push(String::new());
+    if !keys.is_empty() {
+        lines.push(String::new());
+    }
     let rows = keys.iter().map(|key| {
         let KeyStatus { name, state, reason, secret, version, created, message: _ } = key;
         let state = reason.as_ref().map_or_else(|| state.clone(), |reason| format!("{state} ({reason})"));
@@ -116,7 +118,9 @@ fn table(status: &Status, now: Timestamp) -> String {
         [name.clone(), state, secret.clone().unwrap_or_else(|| "template".to_owned()), version, created]
     });
     columns(&mut lines, ["KEY", "STATE", "SECRET", "VERSION", "AGE"], &rows.collect::<Vec<_>>());
-    lines.push(String::new());
+    if !outputs.is_empty() {
+        lines.push(String::new());
+    }
     let rows = outputs.iter().map(|output| {
         let OutputStatus { name, kind, path, state, keys, last_write, message: _, unrepresentable: _ } = output;
         [name.clone(), format!("{kind} {path}"), state.clone(), keys.to_string(), age(last_write)]
@@ -165,6 +169,7 @@ fn spool_lines(spool: &SpoolStatus, now: Timestamp) -> Vec<String> {
         claimed,
         failed,
         unreadable,
+        ignored,
         oldest,
         last_confirmed,
         confirmed,
@@ -178,6 +183,9 @@ fn spool_lines(spool: &SpoolStatus, now: Timestamp) -> Vec<String> {
     lines.push(format!("claimed {claimed}{oldest}; waiting {waiting}; confirmed {confirmed}{last}"));
     if *failed > 0 || *unreadable > 0 {
         lines.push(format!("FAILED {failed} (`keytide spool list`); unreadable {unreadable}"));
+    }
+    if *ignored > 0 {
+        lines.push(format!("ignored {ignored} files whose names are none of entries"));
     }
     if let Some(writer) = writer {
         lines.extend(identity_lines(writer).into_iter().map(|line| format!("writer {line}")));
@@ -200,6 +208,9 @@ pub(super) fn columns(lines: &mut Vec<String>, head: [&str; 5], rows: &[[String;
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
+    }
+    if rows.is_empty() {
+        return;
     }
     let head = head.map(str::to_owned);
     for row in std::iter::once(&head).chain(rows) {

@@ -88,6 +88,8 @@ pub(super) struct Theirs {
     pub(super) primary: Option<Given<SecretId>>,
     pub(super) wholesale: Option<Given<Wholesale>>,
     pub(super) keys: Vec<Given<Key>>,
+    /// Secrets that are not read, but are hosted keys' all the same: no virtual key may take their place.
+    pub(super) protected: Vec<SecretId>,
     /// How virtual keys are stored, if they are to be.
     pub(super) virtual_keys: Option<TheirVirtualKeys>,
 }
@@ -341,6 +343,9 @@ impl Settings {
         });
         let mut theirs = Theirs { aws, virtual_keys, ..Theirs::default() };
         if access_mode.is_some_and(|mode| mode.value == AccessMode::WriteOnly) {
+            let names = hosted_keys.iter().flat_map(|keys| &keys.value.0).filter_map(Node::text);
+            theirs.protected = names.filter_map(|name| SecretId::parse(name).ok()).collect();
+            theirs.protected.extend(primary.map(|primary| primary.value));
             return theirs;
         }
         match (hosted_keys, &primary) {

@@ -15,7 +15,7 @@ use super::{
     fields::{AbsolutePath, Count, Description, KmsKey, Prefix, Region, SecretTagKey, SecretTagValue},
     file::{Ours, check_pairs},
     findings::{Findings, Given, Place, Reader},
-    litellm::{AwsSettings, TheirVirtualKeys, Theirs},
+    litellm::{TheirVirtualKeys, Theirs},
     yaml::{Located, Pairs, Position, Unchecked},
 };
 use crate::domain::{
@@ -208,7 +208,7 @@ impl Writing {
         keys: &[Given<Key>],
         wholesale: &[Given<Wholesale>],
         aws: &Aws,
-        theirs: &AwsSettings,
+        theirs: &Theirs,
         findings: &mut Findings<'_>,
     ) -> VirtualKeys {
         let Self {
@@ -231,8 +231,8 @@ impl Writing {
             Origin::Template(_) => None,
         });
         let whole = wholesale.iter().map(|secret| &secret.value.request.secret);
-        let hosted: BTreeSet<SecretId> = read.chain(whole).cloned().collect();
-        let session_name = team_session_name(theirs, findings);
+        let hosted: BTreeSet<SecretId> = read.chain(whole).chain(&theirs.protected).cloned().collect();
+        let session_name = team_session_name(&theirs.aws, findings);
         let role = |arn: &RoleArn| Role {
             arn: arn.clone(),
             session_name: session_name.clone(),

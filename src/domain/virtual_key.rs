@@ -171,6 +171,8 @@ pub struct Rejection {
 pub enum RejectionReason {
     /// Not a regular file with one link.
     NotAFile,
+    /// keytide may not read it any more.
+    Unreadable,
     /// Larger than any entry.
     TooLarge,
     /// Not an entry: not JSON, a member missing, unknown or of the wrong type.
@@ -339,8 +341,9 @@ impl Order {
 
 impl RejectionReason {
     /// All of them, for metrics that begin at zero.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotAFile,
+        Self::Unreadable,
         Self::TooLarge,
         Self::Malformed,
         Self::NotAllowed,
@@ -356,6 +359,7 @@ impl RejectionReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::NotAFile => "not_a_file",
+            Self::Unreadable => "unreadable",
             Self::TooLarge => "too_large",
             Self::Malformed => "malformed",
             Self::NotAllowed => "not_allowed",

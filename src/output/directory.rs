@@ -25,6 +25,9 @@ use crate::config::FileAccess;
 const TEMPORARY: &str = ".keytide-tmp-";
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of `linux/magic.h`.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+/// `NFS`, `SMB`, `SMB2`, `CIFS`, `FUSE`, `V9FS`, `CEPH`, `AFS`, `LUSTRE` of `linux/magic.h` and of those file systems.
+const OF_OTHERS: [u64; 9] =
+    [0x6969, 0x517b, 0xfe53_4d42, 0xff53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x0bd0_0bd0];
 
 /// A handle on a directory, held from the start.
 #[derive(Debug)]
@@ -64,6 +67,13 @@ pub struct Found {
     pub changed_ms: i64,
     /// What tells this state from another.
     pub stamp: Stamp,
+}
+
+/// The names of a directory, piece by piece.
+#[derive(Debug)]
+pub struct Listing<'a> {
+    directory: &'a Directory,
+    entries: fs::Dir,
 }
 
 /// Something that is wrong with a directory, or with a file in it.
@@ -124,6 +134,23 @@ impl Directory {
         Ok(directory)
     }
 
+    /// Makes a directory with this mode, whatever the process's umask, and whatever happens in between: it appears as a whole.
+    /// The directories above it are made where they are missing.
+    ///
+    /// # Errors
+    /// If it cannot be made, or would lie on a disk without `allow_disk`.
+    pub fn make(path: &Path, allow_disk: bool, mode: u32) -> Result<(), DirectoryError> {
+        let Some((parent, name)) = path.parent().zip(path.file_name()) else { return Ok(()) };
+        let parent = Self::open(parent, allow_disk, 0o755)?;
+        let temporary = format!("{TEMPORARY}{:016x}", fastrand::u64(..));
+        parent.subdirectory(&temporary, 0o700)?.set_mode(mode)?;
+        let moved = fs::renameat(&parent.handle, &temporary, &parent.handle, name);
+        moved.map_err(|errno| {
+            fs::unlinkat(&parent.handle, &temporary, AtFlags::REMOVEDIR).unwrap_or_default();
+            parent.error("make", &name.to_string_lossy(), errno)
+        })
+    }
+
     /// Opens a directory that must be there, on whatever medium.
     ///
     /// # Errors
@@ -148,7 +175,7 @@ impl Directory {
         Ok(Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID))
     }
 
-    /// What the directory itself is, its modification time as the stamp's.
+    /// What the directory itself is; its stamp changes with the names in it.
     ///
     /// # Errors
     /// If the system does not say.
@@ -163,6 +190,35 @@ impl Directory {
     /// If the system refuses.
     pub fn set_mode(&self, mode: u32) -> Result<(), DirectoryError> {
         fs::fchmod(&self.handle, Mode::from_raw_mode(mode)).map_err(|errno| self.error("set the mode of", "", errno))
+    }
+
+    /// True if the path still leads here.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn is_in_place(&self) -> Result<bool, DirectoryError> {
+        let held = fs::fstat(&self.handle).map_err(|errno| self.error("look at", "", errno))?;
+        match fs::statat(fs::CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok((stat.st_dev, stat.st_ino) == (held.st_dev, held.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(open_error(&self.path, errno)),
+        }
+    }
+
+    /// False if it lies on a file system that others may change without this kernel's knowing.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let magic = fs::fstatfs(&self.handle).ok().and_then(|stat| u64::try_from(stat.f_type).ok());
+        magic.is_none_or(|magic| !OF_OTHERS.contains(&(magic & 0xffff_ffff)))
+    }
+
+    /// Lists the names piece by piece, as bytes, in no order.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn listing(&self) -> Result<Listing<'_>, DirectoryError> {
+        let entries = fs::Dir::read_from(&self.handle).map_err(|errno| self.error("list", "", errno))?;
+        Ok(Listing { directory: self, entries })
     }
 
     /// What a name stands for; none if there is nothing.
@@ -222,22 +278,6 @@ impl Directory {
             return Ok(());
         }
         fs::fsync(&self.handle).map_err(|errno| self.error("sync", "", errno))
-    }
-
-    /// Hands each name to `visit`, as bytes, until it says that it has enough, in no order.
-    ///
-    /// # Errors
-    /// If the directory cannot be read.
-    pub fn visit(&self, mut visit: impl FnMut(&OsStr) -> bool) -> Result<(), DirectoryError> {
-        let failed = |errno| self.error("list", "", errno);
-        for entry in fs::Dir::read_from(&self.handle).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name != "." && name != ".." && !visit(name) {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Looks whether the path still leads to the directory that is held, and takes the new one if somebody replaced it by
@@ -402,12 +442,7 @@ impl Directory {
     /// # Errors
     /// If it cannot be read.
     pub fn names(&self) -> Result<Vec<String>, DirectoryError> {
-        let mut names = Vec::new();
-        self.visit(|name| {
-            names.extend(name.to_str().map(str::to_owned));
-            true
-        })?;
-        Ok(names)
+        Ok(self.raw_names()?.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
     /// All the names in it.
@@ -415,12 +450,7 @@ impl Directory {
     /// # Errors
     /// If it cannot be read.
     pub fn raw_names(&self) -> Result<Vec<OsString>, DirectoryError> {
-        let mut names = Vec::new();
-        self.visit(|name| {
-            names.push(name.to_owned());
-            true
-        })?;
-        Ok(names)
+        self.listing()?.next(usize::MAX)
     }
 
     /// Removes a file or a link.
@@ -485,6 +515,38 @@ impl Directory {
     fn failure(&self, step: &'static str, name: &str, error: io::Error) -> DirectoryError {
         let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
         DirectoryError::Write { step, path, error }
+    }
+}
+
+// === impl Listing ===
+
+impl Listing<'_> {
+    /// The next names, at most so many; none at the end.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn next(&mut self, most: usize) -> Result<Vec<OsString>, DirectoryError> {
+        let mut names = Vec::new();
+        while names.len() < most
+            && let Some(entry) = self.entries.next()
+        {
+            let entry = entry.map_err(|errno| self.directory.error("list", "", errno))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+}
+
+// === impl DirectoryError ===
+
+impl DirectoryError {
+    /// True if the system does not let this user do it.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Write { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::domain::{
     names::SecretName,
-    virtual_key::{Change, Order, Token, Writer},
+    virtual_key::{Change, Order, Token},
 };
 
 /// The claims of one spool. Each waits in the queue of every name that it touches, in the order of the claims; different
@@ -15,7 +15,7 @@ use crate::domain::{
 #[derive(Debug)]
 pub struct Queue<P> {
     claims: BTreeMap<Token, Claim<P>>,
-    names: HashMap<(Writer, SecretName), VecDeque<Token>>,
+    names: HashMap<SecretName, VecDeque<Token>>,
     /// Those that are first in all their queues and are not under way, by when they may go.
     ready: BTreeSet<(Duration, Token)>,
     running: BTreeSet<Token>,
@@ -27,15 +27,6 @@ struct Claim<P> {
     not_before: Duration,
     tried: bool,
     payload: P,
-}
-
-/// What goes next.
-#[derive(Debug)]
-pub struct Taken<P> {
-    /// The claim; it stays first in its queues until it is done or goes back.
-    pub token: Token,
-    /// Older claims that are no longer needed, since this one sets the same value: gone from the queue.
-    pub folded: Vec<(Token, Order, P)>,
 }
 
 // === impl Queue ===
@@ -69,7 +60,7 @@ impl<P> Queue<P> {
     /// their place in the order.
     pub fn push(&mut self, token: Token, order: Order, payload: P) {
         for name in order.change.names() {
-            let queue = self.names.entry((order.writer, name.clone())).or_default();
+            let queue = self.names.entry(name.clone()).or_default();
             // Whoever is under way is not overtaken.
             let running = queue.front().is_some_and(|first| self.running.contains(first));
             let place = queue.partition_point(|other| *other < token).max(usize::from(running));
@@ -91,24 +82,42 @@ impl<P> Queue<P> {
         self.ready.first().map(|(at, _)| *at)
     }
 
-    /// Takes the next claim that may go now, and folds older ones into it: waiting claims that set the value of the same
-    /// secret with the same metadata, of which only the last is needed. Never across a delete or a rename.
-    pub fn take(&mut self, now: Duration) -> Option<Taken<P>> {
-        let &(at, first) = self.ready.first().filter(|(at, _)| *at <= now)?;
-        self.ready.remove(&(at, first));
-        let last = self.last_of_run(first);
+    /// The next claim that may go now. Of waiting claims that set the value of the same secret with the same metadata, only
+    /// the last is needed; never across a delete or a rename.
+    #[must_use]
+    pub fn choose(&self, now: Duration) -> Option<Token> {
+        let (_, first) = self.ready.first().filter(|(at, _)| *at <= now)?;
+        Some(self.last_of_run(*first))
+    }
+
+    /// The claim that was chosen is under way: it stays in its queues until it is done or goes back. Returns the older
+    /// claims that were folded into it, which are gone from the queue.
+    pub fn begin(&mut self, token: Token) -> Vec<P> {
         let mut folded = Vec::new();
-        while let Some(older) = self.first_of(last).filter(|older| *older != last) {
-            if let Some(claim) = self.remove(older) {
-                folded.push((older, claim.order, claim.payload));
-            }
+        while let Some(older) = self.first_of(token).filter(|older| *older != token) {
+            folded.extend(self.remove(older).map(|claim| claim.payload));
         }
-        // Removing the older ones made the last one ready.
-        if let Some(claim) = self.claims.get(&last) {
-            self.ready.remove(&(claim.not_before, last));
+        if let Some(claim) = self.claims.get(&token) {
+            self.ready.remove(&(claim.not_before, token));
         }
-        self.running.insert(last);
-        Some(Taken { token: last, folded })
+        self.running.insert(token);
+        folded
+    }
+
+    /// The claims that would be folded into this one if it began now.
+    #[must_use]
+    pub fn older_than(&self, token: Token, change: &Change) -> Vec<Token> {
+        let Change::Store(name) = change else { return Vec::new() };
+        let queue = self.names.get(name).into_iter().flatten();
+        queue.copied().take_while(|other| *other != token).collect()
+    }
+
+    /// The claim that was chosen is under way alone, and those before it stay: it goes back soon.
+    pub fn hold(&mut self, token: Token) {
+        if let Some(claim) = self.claims.get(&token) {
+            self.ready.remove(&(claim.not_before, token));
+        }
+        self.running.insert(token);
     }
 
     /// What a claim asks for, and what the caller keeps with it.
@@ -154,39 +163,34 @@ impl<P> Queue<P> {
         self.claims.iter().map(|(token, claim)| (*token, &claim.order, &claim.payload))
     }
 
-    /// The claims that are under way.
-    #[must_use]
-    pub fn running(&self) -> usize {
-        self.running.len()
-    }
-
     fn consider(&mut self, token: Token) {
         let Some(claim) = self.claims.get(&token).filter(|_| !self.running.contains(&token)) else { return };
-        let first = |name: &SecretName| self.front(claim.order.writer, name) == Some(token);
+        let first = |name: &SecretName| self.front(name) == Some(token);
         if claim.order.change.names().all(first) {
             self.ready.insert((claim.not_before, token));
         }
     }
 
-    fn front(&self, writer: Writer, name: &SecretName) -> Option<Token> {
-        self.names.get(&(writer, name.clone())).and_then(|queue| queue.front().copied())
+    fn front(&self, name: &SecretName) -> Option<Token> {
+        self.names.get(name).and_then(|queue| queue.front().copied())
     }
 
     /// The first claim of the queue of a claim that stores.
     fn first_of(&self, token: Token) -> Option<Token> {
         let order = &self.claims.get(&token)?.order;
         let Change::Store(name) = &order.change else { return None };
-        self.front(order.writer, name)
+        self.front(name)
     }
 
     /// The last of the claims from this one on that set the same value with the same metadata.
     fn last_of_run(&self, first: Token) -> Token {
         let Some(claim) = self.claims.get(&first) else { return first };
         let Change::Store(name) = &claim.order.change else { return first };
-        let Some(queue) = self.names.get(&(claim.order.writer, name.clone())) else { return first };
+        let Some(queue) = self.names.get(name) else { return first };
         let alike = |token: &&Token| {
-            self.claims.get(token).is_some_and(|other| {
-                matches!(other.order.change, Change::Store(_)) && other.order.given == claim.order.given
+            let other = self.claims.get(token).map(|claim| &claim.order);
+            other.is_some_and(|Order { change, given, writer, operation: _ }| {
+                matches!(change, Change::Store(_)) && *given == claim.order.given && *writer == claim.order.writer
             })
         };
         queue.iter().take_while(alike).last().copied().unwrap_or(first)
@@ -198,12 +202,11 @@ impl<P> Queue<P> {
         self.ready.remove(&(claim.not_before, token));
         let mut freed = Vec::new();
         for name in claim.order.change.names() {
-            let key = (claim.order.writer, name.clone());
-            if let Some(queue) = self.names.get_mut(&key) {
+            if let Some(queue) = self.names.get_mut(name) {
                 queue.retain(|other| *other != token);
                 match queue.front() {
                     Some(next) => freed.push(*next),
-                    None => drop(self.names.remove(&key)),
+                    None => drop(self.names.remove(name)),
                 }
             }
         }

@@ -113,7 +113,9 @@ pub fn writes(rules: &Rules, place: &Place<'_>) -> Vec<Need> {
         ("secretsmanager:ReplicateSecretToRegions", replicates && (stores || moves)),
         ("secretsmanager:RemoveRegionsFromReplication", replicates && deletes),
     ];
-    let others = allow_names.iter().map(|name| place.arn(&format!("{name}-??????")));
+    // A name that nobody has matches no resource with six characters behind it, and AWS then says that access is denied.
+    let others = allow_names.iter().flat_map(|name| [format!("{name}-??????"), name.to_string()]);
+    let others = others.map(|name| place.arn(&name));
     let resources: Vec<String> = std::iter::once(place.arn(&format!("{prefix}*"))).chain(others).collect();
     let needed = actions.into_iter().filter(|(_, needed)| *needed);
     needed
@@ -194,7 +196,8 @@ impl Policy {
     /// Also lets Secrets Manager, and nobody else, use this key of KMS for the caller: to read, and where it is to write.
     #[must_use]
     pub fn with_key(mut self, key: &str, writes: bool, region: &str) -> Self {
-        let encrypt: &[&str] = if writes { &["kms:GenerateDataKey"] } else { &[] };
+        // UpdateSecret encrypts what is there anew only with kms:Encrypt (AWS, `UpdateSecret`, `KmsKeyId`).
+        let encrypt: &[&str] = if writes { &["kms:Encrypt", "kms:GenerateDataKey"] } else { &[] };
         let service = format!("secretsmanager.{region}.{}", domain_of(region));
         self.statements.push(Statement {
             effect: "Allow",

@@ -18,7 +18,6 @@ const SHORTEST_WINDOW: u8 = 7;
 
 /// One entry on its way.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Machine {
     change: Change,
     /// True: the value goes into a secret that is probably there.
@@ -30,7 +29,8 @@ pub struct Machine {
     conditions: Conditions,
     stage: Stage,
     calls: u32,
-    /// What is known of the old name.
+    /// What is known of the old name, or of the secret that is deleted. One that is scheduled for deletion is not moved any
+    /// more, but says what it carried.
     from: Option<Description>,
     /// What is known of the secret that is written.
     to: Option<Description>,
@@ -40,8 +40,8 @@ pub struct Machine {
     repairs: VecDeque<Call>,
     /// What AWS said when it did not write or delete, which is not yet explained.
     refused: Option<Refusal>,
-    /// Replicas were being removed a moment ago.
-    unreplicated: bool,
+    /// How often AWS spoke of an invalid state without a look telling which.
+    states: u32,
 }
 
 /// What is known beside the entry.
@@ -57,6 +57,8 @@ pub struct Conditions {
     pub may_create: bool,
     /// True: the secret was scheduled for deletion and is being restored, so that description, key and tags are made equal.
     pub restored: bool,
+    /// True: somebody wants it also where that overwrites something newer.
+    pub forced: bool,
 }
 
 /// What to do next.
@@ -188,6 +190,8 @@ pub struct Later {
     pub message: String,
     /// How soon.
     pub pause: Pause,
+    /// True if a secret is said to be absent, which is believed later.
+    pub absent: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,13 +223,16 @@ type Next = Result<Stage, Outcome>;
 impl Machine {
     /// At its beginning.
     #[must_use]
-    pub fn new(order: &Order, token: Token, settings: &Metadata, conditions: Conditions) -> Self {
+    pub fn new(order: &Order, token: Token, settings: &Metadata, region: &str, conditions: Conditions) -> Self {
         let given = order.given.as_deref();
+        let mut metadata = order.metadata(settings);
+        // A secret has no replica where it is itself.
+        metadata.replica_regions.remove(region);
         let mut machine = Self {
             change: order.change.clone(),
             puts_first: order.operation == Operation::Rotate,
             token,
-            metadata: order.metadata(settings),
+            metadata,
             given: (
                 given.is_some_and(|given| given.description.is_some()),
                 given.is_some_and(|given| given.tags.is_some()),
@@ -239,7 +246,7 @@ impl Machine {
             created: false,
             repairs: VecDeque::new(),
             refused: None,
-            unreplicated: false,
+            states: 0,
         };
         machine.stage = match &machine.change {
             Change::Store(_) => machine.begin_storing(),
@@ -258,6 +265,7 @@ impl Machine {
                 reason: "unavailable",
                 message: format!("AWS's answers about {} contradict each other", self.change.subject()),
                 pause: Pause::Backoff,
+                absent: false,
             }));
         }
         let (from, to) = (self.old().clone(), self.new_name().clone());
@@ -271,7 +279,7 @@ impl Machine {
             Stage::Restore => Call::Restore(to),
             Stage::Repair => match self.repairs.front() {
                 Some(call) => call.clone(),
-                None => return Step::Ended(Outcome::Confirmed { created: self.created }),
+                None => return Step::Ended(self.confirmed()),
             },
             Stage::Unreplicate => Call::Unreplicate(from, self.replicas()),
             Stage::Delete => Call::Delete(from, self.window()),
@@ -326,11 +334,10 @@ impl Machine {
             }
             (Stage::Unreplicate, Answer::Replicas(left)) if !left.is_empty() => Err(self.replicas_left()),
             (Stage::Unreplicate, _) => {
-                self.unreplicated = true;
                 self.refused = None;
                 Ok(Stage::Delete)
             }
-            (Stage::Delete, _) => Err(Outcome::Confirmed { created: self.created }),
+            (Stage::Delete, _) => Err(self.confirmed()),
             // A mark is not answered, and a description has no other form.
             (stage @ (Stage::Mark | Stage::LookFrom | Stage::LookTo | Stage::LookAgain | Stage::LookGone), _) => {
                 Ok(stage)
@@ -352,7 +359,11 @@ impl Machine {
             (Stage::Create, Exists) => Ok(Stage::Put),
             (Stage::Put | Stage::Restore, Absent) => self.may_create(),
             // The token is used: with another value than AWS has by now, or by a version without a label.
-            (Stage::Put, Exists) | (Stage::Create | Stage::Put | Stage::Restore, State) => Ok(Stage::LookTo),
+            (Stage::Put, Exists) => Ok(Stage::LookTo),
+            (Stage::Create | Stage::Put | Stage::Restore, State) if self.states < 2 => {
+                self.states += 1;
+                Ok(Stage::LookTo)
+            }
             // They are on their way out already.
             (Stage::Unreplicate, State | Invalid) => Err(self.replicas_left()),
             // AWS says so of a replica too, which a look tells.
@@ -397,14 +408,14 @@ impl Machine {
         if let Some(Refusal { problem, .. }) = self.refused.take() {
             return Err(failed(RejectionReason::Refused, problem.message));
         }
-        if seen.ours == Some(false) || (self.conditions.careful && is_newer(&seen, self.token)) {
+        if seen.ours == Some(false) || self.is_older_than(&seen) {
             return Err(superseded(&name));
         }
         let (ours, deleted) = (seen.ours.is_some(), seen.deleted);
         self.to = Some(seen);
         match (ours, &self.change) {
             (true, _) if !deleted => self.after_writing(),
-            (_, Change::Move { valued: false, from, .. }) if self.from.is_none() => Err(self.nothing_to_move(from)),
+            (_, Change::Move { valued: false, from, .. }) if !self.moves() => Err(self.nothing_to_move(from)),
             _ => Ok(self.begin_writing()),
         }
     }
@@ -412,7 +423,7 @@ impl Machine {
     fn nothing_at_new(&mut self) -> Next {
         self.to = None;
         if let Change::Move { valued: false, from, .. } = &self.change
-            && self.from.is_none()
+            && !self.moves()
         {
             return Err(self.nothing_to_move(from));
         }
@@ -434,13 +445,13 @@ impl Machine {
                 self.new_name()
             ),
             pause: Pause::Backoff,
+            absent: false,
         }))
     }
 
     /// The value is current. What was created has the rest already; what was restored or moved is made equal.
     fn after_writing(&mut self) -> Next {
-        let moved = self.is_move() && self.from.is_some();
-        if !self.created && (self.conditions.restored || moved) {
+        if !self.created && (self.conditions.restored || self.moves()) {
             let Some(seen) = &self.to else { return Ok(Stage::LookAgain) };
             self.repairs = repairs(self.new_name(), &seen.metadata, &self.wanted());
         }
@@ -448,17 +459,18 @@ impl Machine {
     }
 
     fn after_repair(&self) -> Next {
-        match (self.repairs.is_empty(), self.is_move() && self.from.is_some()) {
+        match (self.repairs.is_empty(), self.moves()) {
             (false, _) => Ok(Stage::Repair),
-            (true, true) => Ok(Stage::Delete),
-            (true, false) => Err(Outcome::Confirmed { created: self.created }),
+            // Somebody may have written to the old name meanwhile.
+            (true, true) => Ok(Stage::LookGone),
+            (true, false) => Err(self.confirmed()),
         }
     }
 
     /// What the written secret shall carry: a moved one keeps description and tags.
     fn wanted(&self) -> Metadata {
         let mut wanted = self.metadata.clone();
-        if let Some(from) = &self.from {
+        if let Some(from) = self.from.as_ref().filter(|_| self.is_move()) {
             let (description, tags) = self.given;
             if !description {
                 wanted.description.clone_from(&from.metadata.description);
@@ -475,13 +487,14 @@ impl Machine {
     fn saw_from(&mut self, seen: Description) -> Next {
         let name = self.old().clone();
         refuse_foreign(&name, &seen)?;
-        if seen.deleted {
-            return self.begin_without_from();
-        }
-        if self.conditions.careful && is_newer(&seen, self.token) {
+        let deleted = seen.deleted;
+        if !deleted && self.is_older_than(&seen) {
             return Err(superseded(&name));
         }
         self.from = Some(seen);
+        if deleted {
+            return self.begin_without_from();
+        }
         Ok(if self.conditions.careful { Stage::LookTo } else { self.begin_writing() })
     }
 
@@ -489,7 +502,7 @@ impl Machine {
         if self.conditions.believes_absence {
             return self.begin_without_from();
         }
-        Err(later(refusal, Pause::Soon))
+        Err(perhaps_absent(refusal))
     }
 
     /// Either all of it was done before, or there is nothing to move: then a rotation is stored under the new name.
@@ -514,10 +527,11 @@ impl Machine {
     fn saw_gone(&mut self, seen: Description) -> Next {
         let name = self.old().clone();
         if seen.deleted {
-            return Err(Outcome::Confirmed { created: self.created });
+            return Err(self.confirmed());
         }
         refuse_foreign(&name, &seen)?;
-        if self.conditions.careful && is_newer(&seen, self.token) {
+        let changed = self.is_move() && self.from.as_ref().is_some_and(|from| from.current != seen.current);
+        if changed || self.is_older_than(&seen) {
             return Err(superseded(&name));
         }
         let replicated = !seen.metadata.replica_regions.is_empty();
@@ -525,27 +539,20 @@ impl Machine {
         if replicated {
             return Ok(Stage::Unreplicate);
         }
+        // Name and window are legal: replicas that were removed a moment ago are said to be there, or the like.
         match self.refused.take() {
-            Some(_) if self.unreplicated => Err(self.replicas_left()),
-            Some(Refusal { kind: RefusalKind::Invalid, problem }) => {
-                Err(failed(RejectionReason::Refused, problem.message))
-            }
             Some(refusal) => Err(later(refusal, Pause::Backoff)),
             None => Ok(Stage::Delete),
         }
     }
 
     fn absent_means_deleted(&self, refusal: Refusal) -> Next {
-        if self.conditions.believes_absence {
-            Err(Outcome::Confirmed { created: self.created })
-        } else {
-            Err(later(refusal, Pause::Soon))
-        }
+        Err(if self.conditions.believes_absence { self.confirmed() } else { perhaps_absent(refusal) })
     }
 
     fn replicas_left(&self) -> Outcome {
         let message = format!("the replicas of secret {} are being removed, before it is deleted", self.old());
-        Outcome::Later(Later { reason: "replicas", message, pause: Pause::Soon })
+        Outcome::Later(Later { reason: "replicas", message, pause: Pause::Soon, absent: false })
     }
 
     fn replicas(&self) -> BTreeSet<String> {
@@ -553,6 +560,22 @@ impl Machine {
     }
 
     // --- names
+
+    /// True for a move whose old secret is there.
+    fn moves(&self) -> bool {
+        self.is_move() && self.from.as_ref().is_some_and(|from| !from.deleted)
+    }
+
+    /// The end. A secret that was moved is no secret more.
+    fn confirmed(&self) -> Outcome {
+        Outcome::Confirmed { created: self.created && !self.moves() }
+    }
+
+    /// The current version is of an entry that was claimed later, and nobody wants it overwritten.
+    fn is_older_than(&self, seen: &Description) -> bool {
+        let current = seen.current.as_deref().and_then(Token::parse);
+        self.conditions.careful && !self.conditions.forced && current.is_some_and(|current| current > self.token)
+    }
 
     fn is_move(&self) -> bool {
         matches!(self.change, Change::Move { .. })
@@ -605,12 +628,13 @@ fn failed(reason: RejectionReason, message: String) -> Outcome {
 
 fn later(refusal: Refusal, pause: Pause) -> Outcome {
     let Problem { reason, message } = refusal.problem;
-    Outcome::Later(Later { reason: reason.label(), message, pause })
+    Outcome::Later(Later { reason: reason.label(), message, pause, absent: false })
 }
 
-/// The current version is of an entry that was claimed later.
-fn is_newer(seen: &Description, token: Token) -> bool {
-    seen.current.as_deref().and_then(Token::parse).is_some_and(|current| current > token)
+/// A look says that there is no such secret, which is not believed yet.
+fn perhaps_absent(refusal: Refusal) -> Outcome {
+    let Problem { reason, message } = refusal.problem;
+    Outcome::Later(Later { reason: reason.label(), message, pause: Pause::Soon, absent: true })
 }
 
 fn refuse_foreign(name: &SecretName, seen: &Description) -> Result<(), Outcome> {

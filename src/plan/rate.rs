@@ -42,6 +42,8 @@ const LEAST: f64 = 1.0 / 64.0;
 const RECOVERY: Duration = Duration::from_secs(30);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
+/// After so long a read shows what was written (AWS says no time; this is long for any service of it).
+const CONSISTENT: Duration = Duration::from_mins(1);
 /// So many secrets are remembered; of more, those that were written longest ago are forgotten.
 const REMEMBERED: usize = 1024;
 
@@ -173,6 +175,13 @@ impl Versions {
         }
         times.push_back(now);
         times.len()
+    }
+
+    /// True if a version of this secret was written so short a time ago that AWS's reads may not show it yet.
+    #[must_use]
+    pub fn is_recent(&self, name: &SecretName, now: Duration) -> bool {
+        let last = self.written.get(name).and_then(VecDeque::back);
+        last.is_some_and(|at| now.saturating_sub(*at) < CONSISTENT)
     }
 
     /// The most versions of one secret within the last day.

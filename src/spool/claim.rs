@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     ffi::{OsStr, OsString},
     io::Read as _,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
@@ -25,19 +25,32 @@ use crate::{
 
 /// Of a producer's name, in bytes: with token and suffix it must fit into 255.
 const LONGEST_NAME: usize = 200;
-/// So many names, or claims, go by before others have a turn.
-const AT_ONCE: usize = 64;
-/// Files that stay where they are, and are remembered so that each is spoken of once.
-const REMEMBERED: usize = 1024;
+/// So many names go by before others have a turn.
+const AT_ONCE: usize = 256;
+/// Files that stay where they are, and are remembered: they take no room from those that can be taken.
+const REMEMBERED: usize = 4096;
+/// So many files that cannot be taken end a look: it is not they, it is the directory.
+const MOST_ERRORS: usize = 8;
 /// A directory whose time did not change for as long holds what it held: several files may come within one tick of its
 /// file system's clock.
 const QUIET: Duration = Duration::from_secs(2);
 /// So long a plain file stands still before it is taken.
 const STANDS_STILL: Duration = Duration::from_secs(1);
-/// Behind the token of a claim whose secret is being restored.
-const MARK: &str = ".restored";
+/// A directory that changes while it is listed is listed again, so that an older file is not overlooked beside a newer one.
+const MOST_LISTINGS: usize = 3;
+/// So long after the last change of a hidden file nobody will rename it.
+const ABANDONED_MS: u64 = 24 * 60 * 60 * 1000;
 const ENTRY: &str = ".json";
 const PLAIN: &str = ".key";
+
+/// What is kept about a claim beside its file, behind its token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Its secret was scheduled for deletion, and is being restored.
+    Restored,
+    /// Somebody wants it also where that overwrites something newer.
+    Forced,
+}
 
 /// The spool, with the handles that are held from the start.
 #[derive(Debug)]
@@ -49,15 +62,17 @@ pub struct Spool {
     plain_files: bool,
     tokens: Tokens,
     random: fastrand::Rng,
-    /// Files that keytide may not read, with their state.
-    unreadable: BTreeMap<OsString, Stamp>,
+    /// Files that stay where they are, with their state.
+    staying: BTreeMap<OsString, Stamp>,
+    unreadable: usize,
     /// Plain files, with their state and since when it is the same.
     pending: BTreeMap<OsString, (Stamp, Instant)>,
     /// The state of the drop directory, since when it is the same, and whether all of it was looked at since.
     seen: Option<(Stamp, Instant, bool)>,
     waiting: usize,
     ignored: usize,
-    cannot_take: bool,
+    /// Files that nobody had touched for long at the last look, although they were to be renamed.
+    abandoned: BTreeSet<OsString>,
 }
 
 /// An entry that is keytide's.
@@ -69,10 +84,24 @@ pub struct Claimed {
     pub name: OsString,
     /// When it was dropped, in milliseconds since the Unix epoch.
     pub dropped_ms: i64,
-    /// True if it was claimed before this process, or put back: it may have been sent before.
+    /// True if it may have been sent before, or another of its name before it: claimed before this process, put back, or read
+    /// only now.
     pub resumed: bool,
     /// True if its secret is being restored.
     pub restored: bool,
+    /// True if it may overwrite something newer.
+    pub forced: bool,
+}
+
+/// How a look is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// How many more claims may be held.
+    pub room: usize,
+    /// The wall clock, in milliseconds since the Unix epoch.
+    pub now_ms: u64,
+    /// True if there will be no other one: plain files are taken as they are.
+    pub last: bool,
 }
 
 /// What a look at the spool found.
@@ -80,16 +109,20 @@ pub struct Claimed {
 pub struct Scan {
     /// New claims, in their order.
     pub claimed: Vec<Claimed>,
-    /// Entries that wait in the drop directory, for there is no room for more claims.
+    /// New claims that are none.
+    pub rejected: Vec<(Claimed, Rejection)>,
+    /// Entries that wait in the drop directory: there is no room for more claims, or they do not stand still yet.
     pub waiting: usize,
     /// Files that keytide may not read, and which stay.
     pub unreadable: usize,
-    /// Files that are no entries by their names.
+    /// Files that are no entries by their names, and directories.
     pub ignored: usize,
     /// What somebody should hear of now.
     pub remarks: Vec<String>,
     /// When to look again for something that is not yet ready.
     pub again: Option<Duration>,
+    /// Why not all could be looked at or taken.
+    pub trouble: Option<SpoolError>,
 }
 
 // === impl Spool ===
@@ -112,12 +145,13 @@ impl Spool {
             plain_files,
             tokens: Tokens::default(),
             random,
-            unreadable: BTreeMap::new(),
+            staying: BTreeMap::new(),
+            unreadable: 0,
             pending: BTreeMap::new(),
             seen: None,
             waiting: 0,
             ignored: 0,
-            cannot_take: false,
+            abandoned: BTreeSet::new(),
         })
     }
 
@@ -133,10 +167,15 @@ impl Spool {
         self.retry.path()
     }
 
-    /// The failed entries.
+    /// True if the file system tells of what other machines do to it too, or is none that other machines see.
     #[must_use]
-    pub fn failed(&self) -> &Failed {
-        &self.failed
+    pub fn gives_events(&self) -> bool {
+        self.drop.is_local()
+    }
+
+    /// The failed entries.
+    pub fn failed(&mut self) -> &mut Failed {
+        &mut self.failed
     }
 
     /// The claims of a process before this one, in their order.
@@ -147,11 +186,14 @@ impl Spool {
         let mut marks = Vec::new();
         let mut claims = BTreeMap::new();
         for name in self.claimed.raw_names()? {
-            if let Some(token) = name.to_str().and_then(|name| Token::parse(name.strip_suffix(MARK)?)) {
-                marks.push(token);
+            if let Some(mark) = Mark::of(&name) {
+                marks.push(mark);
             } else if let Some((token, name)) = split(&name) {
                 claims.insert(token, name);
             }
+        }
+        for (token, mark) in marks.iter().filter(|(token, _)| !claims.contains_key(token)) {
+            self.claimed.remove(mark.file(*token))?;
         }
         let mut recovered = Vec::with_capacity(claims.len());
         for (token, name) in claims {
@@ -162,160 +204,227 @@ impl Spool {
                 name,
                 dropped_ms: found.map_or(0, |found| found.changed_ms),
                 resumed: true,
-                restored: marks.contains(&token),
+                restored: marks.contains(&(token, Mark::Restored)),
+                forced: marks.contains(&(token, Mark::Forced)),
             });
-        }
-        for mark in marks.iter().filter(|mark| !recovered.iter().any(|claim| claim.token == **mark)) {
-            self.claimed.remove(mark_name(*mark))?;
         }
         Ok(recovered)
     }
 
     /// Looks what there is, and claims as much as there is room for, in the byte order of the names. Others have their turn
-    /// in between.
-    ///
-    /// # Errors
-    /// If the spool cannot be read, or nothing can be taken from it.
-    pub async fn scan(&mut self, room: usize, now_ms: u64) -> Result<Scan, SpoolError> {
-        self.drop.refresh()?;
+    /// in between. What was claimed is in the answer, whatever went wrong after it.
+    pub async fn scan(&mut self, look: Look) -> Scan {
         let mut scan = Scan::default();
-        self.take_back(&mut scan)?;
-        if self.is_unchanged()? {
-            (scan.waiting, scan.ignored, scan.unreadable) = (self.waiting, self.ignored, self.unreadable.len());
-            return Ok(scan);
+        match self.try_scan(look, &mut scan).await {
+            Ok(()) => {}
+            Err(error) => {
+                self.seen = None;
+                scan.trouble = Some(error);
+            }
         }
-        let candidates = self.candidates(room, &mut scan).await?;
-        let mut unreadable = BTreeMap::new();
-        let mut pending = BTreeMap::new();
-        let mut taken = 0_usize;
-        for (i, name) in candidates.into_iter().enumerate() {
+        (scan.unreadable, scan.ignored) = (self.unreadable, self.ignored);
+        scan.waiting = self.waiting + self.pending.len();
+        scan
+    }
+
+    async fn try_scan(&mut self, look: Look, scan: &mut Scan) -> Result<(), SpoolError> {
+        self.check_place()?;
+        self.take_back(look, scan)?;
+        if self.is_unchanged(look)? {
+            return Ok(());
+        }
+        let before = self.seen.take();
+        let candidates = self.list(look.room).await?;
+        let mut errors = 0;
+        let mut left = look.room;
+        let mut overlooked = 0;
+        self.pending.retain(|name, _| candidates.binary_search(name).is_ok());
+        for (i, name) in candidates.iter().enumerate() {
             if i % AT_ONCE == AT_ONCE - 1 {
                 yield_now().await;
             }
-            let Some(found) = self.drop.find(&name)? else { continue };
-            if found.is_directory {
-                scan.ignored += 1;
+            if left == 0 {
+                overlooked += 1;
                 continue;
             }
-            if found.is_file && !is_readable(&found) {
-                if self.unreadable.get(&name) != Some(&found.stamp) {
-                    scan.remarks.push(unreadable_remark(&name, &found));
-                }
-                if unreadable.len() < REMEMBERED {
-                    unreadable.insert(name, found.stamp);
-                }
-                continue;
-            }
-            if has_suffix(&name, PLAIN) && found.is_file {
-                let now = Instant::now();
-                let since =
-                    self.pending.get(&name).filter(|(stamp, _)| *stamp == found.stamp).map_or(now, |(_, at)| *at);
-                let left = STANDS_STILL.saturating_sub(now.saturating_duration_since(since));
-                if !left.is_zero() {
-                    scan.again = Some(scan.again.map_or(left, |again| again.min(left)));
-                    pending.insert(name, (found.stamp, since));
-                    continue;
+            match self.consider(name, look, scan) {
+                Ok(taken) => left -= usize::from(taken),
+                Err(error) => {
+                    scan.trouble = Some(error);
+                    errors += 1;
+                    if errors >= MOST_ERRORS {
+                        break;
+                    }
                 }
             }
-            taken += usize::from(self.claim(&name, &found, now_ms, &mut scan)?);
         }
-        if taken > 0 {
+        self.waiting += overlooked;
+        if left < look.room {
             self.claimed.sync()?;
         }
-        scan.unreadable = unreadable.len();
-        (self.waiting, self.ignored, self.unreadable, self.pending) = (scan.waiting, scan.ignored, unreadable, pending);
-        Ok(scan)
+        if scan.trouble.is_none() {
+            self.seen = before;
+        }
+        Ok(())
+    }
+
+    /// The path must still lead to the directory that is held: everything that was taken is in it.
+    fn check_place(&mut self) -> Result<(), SpoolError> {
+        if self.drop.is_in_place()? {
+            return Ok(());
+        }
+        Err(SpoolError::Replaced(self.drop.path().display().to_string()))
     }
 
     /// True if a look would find what the last one found.
-    fn is_unchanged(&mut self) -> Result<bool, SpoolError> {
+    fn is_unchanged(&mut self, look: Look) -> Result<bool, SpoolError> {
         let stamp = self.drop.itself()?.stamp;
         let now = Instant::now();
         let known = self.seen.filter(|(seen, _, _)| *seen == stamp);
         let (since, whole) = known.map_or((now, false), |(_, since, whole)| (since, whole));
-        let mut same = whole && self.waiting == 0 && self.pending.is_empty();
+        let mut same = whole && self.waiting == 0 && self.pending.is_empty() && !look.last;
         // Becoming readable changes a file, not its directory.
-        for (name, stamp) in &self.unreadable {
+        for (name, stamp) in &self.staying {
             same = same && self.drop.find(name)?.is_some_and(|found| found.stamp == *stamp);
         }
         let quiet = known.is_some() && now.saturating_duration_since(since) >= QUIET;
-        self.seen = Some((stamp, since, quiet));
+        self.seen = Some((stamp, since, same || quiet));
         Ok(same)
     }
 
-    /// The first names by their bytes, as many as there is room for; the others are counted.
-    async fn candidates(&mut self, room: usize, scan: &mut Scan) -> Result<Vec<OsString>, SpoolError> {
-        let mut first: BinaryHeap<ByBytes> = BinaryHeap::new();
-        let mut all = 0_usize;
-        let plain_files = self.plain_files;
-        let mut names = Vec::new();
-        self.drop.visit(|name| {
-            let hidden = name.as_bytes().first() == Some(&b'.') || name == OsStr::new(FAILED);
-            if hidden {
-                return true;
-            }
-            let is_entry = has_suffix(name, ENTRY) || (plain_files && has_suffix(name, PLAIN));
-            if !is_entry {
-                scan.ignored += 1;
-                return true;
-            }
-            all += 1;
-            // Files that stay take no room from those that can be taken.
-            first.push(ByBytes(name.to_owned()));
-            if first.len() > room.saturating_add(REMEMBERED) {
-                first.pop();
-            }
-            true
-        })?;
-        yield_now().await;
-        names.extend(first.into_sorted_vec().into_iter().map(|name| name.0));
-        let staying = |name: &&OsString| self.unreadable.contains_key(*name);
-        let mut left = room;
-        let mut chosen = Vec::with_capacity(names.len().min(room.saturating_add(self.unreadable.len())));
-        for name in names {
-            let stays = staying(&&name);
-            if stays || left > 0 {
-                left = left.saturating_sub(usize::from(!stays));
-                chosen.push(name);
+    /// The first names by their bytes, as many as there is room for, and those that stayed; the others are counted.
+    async fn list(&mut self, room: usize) -> Result<Vec<OsString>, SpoolError> {
+        for _ in 1..MOST_LISTINGS {
+            let before = self.drop.itself()?.stamp;
+            let names = self.list_once(room).await?;
+            if self.drop.itself()?.stamp == before {
+                return Ok(names);
             }
         }
-        scan.waiting = all.saturating_sub(chosen.len());
-        Ok(chosen)
+        self.list_once(room).await
+    }
+
+    async fn list_once(&mut self, room: usize) -> Result<Vec<OsString>, SpoolError> {
+        let mut first: BinaryHeap<ByBytes> = BinaryHeap::new();
+        let mut stayed = BTreeMap::new();
+        let mut unreadable = 0;
+        (self.waiting, self.ignored) = (0, 0);
+        let mut listing = self.drop.listing()?;
+        loop {
+            let names = listing.next(AT_ONCE)?;
+            if names.is_empty() {
+                break;
+            }
+            for name in names {
+                if name.as_bytes().starts_with(b".") || name == OsStr::new(FAILED) {
+                    continue;
+                }
+                let is_entry = has_suffix(&name, ENTRY) || (self.plain_files && has_suffix(&name, PLAIN));
+                if !is_entry {
+                    self.ignored += 1;
+                    continue;
+                }
+                if let Some(stamp) = self.staying.get(&name)
+                    && let Some(found) = self.drop.find(&name)?
+                    && found.stamp == *stamp
+                {
+                    unreadable += usize::from(!found.is_directory);
+                    self.ignored += usize::from(found.is_directory);
+                    stayed.insert(name, found.stamp);
+                    continue;
+                }
+                first.push(ByBytes(name));
+                if first.len() > room.max(1) {
+                    first.pop();
+                    self.waiting += 1;
+                }
+            }
+            yield_now().await;
+        }
+        (self.staying, self.unreadable) = (stayed, unreadable);
+        Ok(first.into_sorted_vec().into_iter().map(|name| name.0).collect())
+    }
+
+    /// Takes a file, if it is one that can be taken; true if it did.
+    fn consider(&mut self, name: &OsString, look: Look, scan: &mut Scan) -> Result<bool, SpoolError> {
+        let Some(found) = self.drop.find(name)? else { return Ok(false) };
+        let readable = !found.is_file || is_readable(&found);
+        if found.is_directory || !readable {
+            if readable {
+                self.ignored += 1;
+            } else {
+                self.unreadable += 1;
+                if self.unreadable <= MOST_ERRORS {
+                    scan.remarks.push(unreadable_remark(name, &found));
+                }
+            }
+            if self.staying.len() < REMEMBERED {
+                self.staying.insert(name.clone(), found.stamp);
+            }
+            return Ok(false);
+        }
+        if has_suffix(name, PLAIN) && found.is_file && !look.last {
+            let now = Instant::now();
+            let known = self.pending.get(name).filter(|(stamp, _)| *stamp == found.stamp);
+            let since = known.map_or(now, |(_, since)| *since);
+            let left = STANDS_STILL.saturating_sub(now.saturating_duration_since(since));
+            if !left.is_zero() {
+                scan.again = Some(scan.again.map_or(left, |again| again.min(left)));
+                self.pending.insert(name.clone(), (found.stamp, since));
+                return Ok(false);
+            }
+        }
+        self.claim(name, &found, look.now_ms, scan)
     }
 
     /// Renames an entry to its identity; false if it is gone.
     fn claim(&mut self, name: &OsStr, found: &Found, now_ms: u64, scan: &mut Scan) -> Result<bool, SpoolError> {
         let token = self.tokens.next(now_ms, &mut self.random);
         let short = shortened(name);
-        let moved = self.drop.move_to(name, &self.claimed, &claim_name(token, &short));
-        match moved {
-            Ok(true) => self.cannot_take = false,
-            Ok(false) => return Ok(false),
-            Err(error) => {
-                self.cannot_take = true;
-                return Err(error.into());
-            }
+        if !self.drop.move_to(name, &self.claimed, &claim_name(token, &short))? {
+            return Ok(false);
         }
-        let claim = Claimed { token, name: short, dropped_ms: found.changed_ms, resumed: false, restored: false };
+        self.pending.remove(name);
+        let claim = Claimed {
+            token,
+            name: short,
+            dropped_ms: found.changed_ms,
+            resumed: false,
+            restored: false,
+            forced: false,
+        };
         if name.len() > LONGEST_NAME {
             let message = format!("the name of the file is longer than {LONGEST_NAME} bytes");
-            self.fail(&claim, &Rejection { reason: RejectionReason::Malformed, message }, None, now_ms)?;
-            scan.remarks.push(format!("entry {} failed: its file's name is too long", shown(&claim.name)));
-            return Ok(true);
+            scan.rejected.push((claim, Rejection { reason: RejectionReason::Malformed, message }));
+        } else {
+            scan.claimed.push(claim);
         }
-        scan.claimed.push(claim);
         Ok(true)
     }
 
-    /// Takes failed entries back that somebody wants to be tried again.
-    fn take_back(&mut self, scan: &mut Scan) -> Result<(), SpoolError> {
+    /// Takes failed entries back that somebody wants to be tried again: under their own identity, so that AWS recognises
+    /// what was written; where that is forced, under a new one.
+    fn take_back(&mut self, look: Look, scan: &mut Scan) -> Result<(), SpoolError> {
         let mut names = self.retry.raw_names()?;
         names.sort_unstable();
         for file in names {
             let Some((token, name)) = split(&file) else { continue };
-            if self.retry.move_to(&file, &self.claimed, &file)? {
-                let dropped_ms = self.claimed.find(&file)?.map_or(0, |found| found.changed_ms);
-                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored: false });
+            let forced = self.retry.find(OsStr::new(&Mark::Forced.file(token)))?.is_some();
+            let token = if forced {
+                let new = self.tokens.next(look.now_ms, &mut self.random);
+                self.claimed.touch(&Mark::Forced.file(new))?;
+                new
+            } else {
+                self.tokens.seen(token);
+                token
+            };
+            let new_file = claim_name(token, &name);
+            if self.retry.move_to(&file, &self.claimed, &new_file)? {
+                let dropped_ms = self.claimed.find(&new_file)?.map_or(0, |found| found.changed_ms);
+                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored: false, forced });
+            }
+            if forced && let Some((old, _)) = split(&file) {
+                self.retry.remove(Mark::Forced.file(old))?;
             }
         }
         Ok(())
@@ -335,7 +444,14 @@ impl Spool {
             let message = "expected a regular file: links, pipes, sockets and devices are not read";
             return reject(RejectionReason::NotAFile, message.to_owned());
         }
-        let (mut open, found) = self.claimed.open_file(&file)?;
+        let (mut open, found) = match self.claimed.open_file(&file) {
+            Ok(open) => open,
+            Err(error) if error.is_denied() => {
+                let message = "keytide may not read the file any more: its producer must leave it readable (0644)";
+                return reject(RejectionReason::Unreadable, message.to_owned());
+            }
+            Err(error) => return Err(error.into()),
+        };
         if !found.is_file || found.links != 1 {
             let message = format!("expected a file with one name, it has {}", found.links);
             return reject(RejectionReason::NotAFile, message);
@@ -368,10 +484,7 @@ impl Spool {
     /// If it cannot be removed.
     pub fn settle(&mut self, claim: &Claimed) -> Result<(), SpoolError> {
         self.claimed.remove(claim_name(claim.token, &claim.name))?;
-        if claim.restored {
-            self.claimed.remove(mark_name(claim.token))?;
-        }
-        Ok(())
+        self.unmark(claim)
     }
 
     /// It can never succeed: it is moved to the failed entries, with its reason.
@@ -386,19 +499,70 @@ impl Spool {
         now_ms: u64,
     ) -> Result<(), SpoolError> {
         self.failed.take(&self.claimed, claim, rejection, subject, now_ms)?;
-        if claim.restored {
-            self.claimed.remove(mark_name(claim.token))?;
-        }
-        Ok(())
+        self.unmark(claim)
     }
 
-    /// Keeps that the secret of a claim is being restored.
+    /// Keeps something about a claim.
     ///
     /// # Errors
     /// If that cannot be kept.
-    pub fn mark(&mut self, token: Token) -> Result<(), SpoolError> {
-        self.claimed.touch(&mark_name(token))?;
+    pub fn mark(&mut self, token: Token, mark: Mark) -> Result<(), SpoolError> {
+        self.claimed.touch(&mark.file(token))?;
         Ok(self.claimed.sync()?)
+    }
+
+    /// Removes what was kept long enough: failed entries, and what writers that were killed left in the drop directory. How many
+    /// failed entries that were.
+    ///
+    /// # Errors
+    /// If a directory cannot be read.
+    pub fn sweep(&mut self, now_ms: u64) -> Result<usize, SpoolError> {
+        let is_old =
+            |changed_ms: i64| u64::try_from(changed_ms).is_ok_and(|at| at.saturating_add(ABANDONED_MS) < now_ms);
+        let mut abandoned = BTreeSet::new();
+        for name in self.drop.raw_names()?.into_iter().filter(|name| name.as_bytes().starts_with(b".")) {
+            if self.drop.find(&name)?.is_some_and(|found| !found.is_directory && is_old(found.changed_ms)) {
+                if self.abandoned.contains(&name) {
+                    self.drop.remove(&name)?;
+                } else {
+                    abandoned.insert(name);
+                }
+            }
+        }
+        self.abandoned = abandoned;
+        self.failed.sweep(now_ms)
+    }
+
+    fn unmark(&self, claim: &Claimed) -> Result<(), SpoolError> {
+        let marks = [(claim.restored, Mark::Restored), (claim.forced, Mark::Forced)];
+        for (_, mark) in marks.into_iter().filter(|(marked, _)| *marked) {
+            self.claimed.remove(mark.file(claim.token))?;
+        }
+        Ok(())
+    }
+}
+
+// === impl Mark ===
+
+impl Mark {
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Restored => ".restored",
+            Self::Forced => ".forced",
+        }
+    }
+
+    /// The name of its file.
+    #[must_use]
+    pub fn file(self, token: Token) -> String {
+        format!("{token}{}", self.suffix())
+    }
+
+    /// The mark whose file has this name.
+    fn of(name: &OsStr) -> Option<(Token, Self)> {
+        let name = name.to_str()?;
+        let mark = [Self::Restored, Self::Forced].into_iter().find(|mark| name.ends_with(mark.suffix()))?;
+        Some((Token::parse(name.strip_suffix(mark.suffix())?)?, mark))
     }
 }
 
@@ -430,10 +594,6 @@ pub(super) fn split(file: &OsStr) -> Option<(Token, OsString)> {
     let (token, name) = file.as_bytes().split_at_checked(36)?;
     let token = Token::parse(std::str::from_utf8(token).ok()?)?;
     Some((token, OsString::from_vec(name.strip_prefix(b"~")?.to_vec())))
-}
-
-fn mark_name(token: Token) -> String {
-    format!("{token}{MARK}")
 }
 
 fn shortened(name: &OsStr) -> OsString {

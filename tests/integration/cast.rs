@@ -112,7 +112,8 @@ pub(crate) fn litellm(stage: &Stage, settings: &str) {
 }
 
 pub(crate) fn litellm_with(stage: &Stage, settings: &str) {
-    stage.config(&block(OFTEN, "").replace("aws: {region: us-east-1}\n", ""));
+    let spool = if settings.contains("store_virtual_keys") { "spool: {directory: \"{dir}/spool/in\"}\n" } else { "" };
+    stage.config(&block(OFTEN, spool).replace("aws: {region: us-east-1}\n", ""));
     let ours = stage.read("keytide.yaml");
     let settings: String = settings.lines().map(|line| format!("    {}\n", line.trim())).collect();
     let system = "general_settings:\n  key_management_system: aws_secret_manager\n  key_management_settings:\n";

@@ -434,7 +434,10 @@ fn storing(writer: Role) -> Stage {
     let stage = Stage::with(seed().role(writer));
     secrets(&stage);
     let aws = format!("virtual_keys: {{aws: {{roles: [{{arn: \"{WRITER}\"}}]}}}}\n");
-    stage.config(&block("interval: 5m, call_timeout: 1s", &format!("{TWO_KEYS}{aws}")));
+    stage.config(&block(
+        "interval: 5m, call_timeout: 1s",
+        &format!("{TWO_KEYS}{aws}spool: {{directory: \"{{dir}}/spool/in\"}}\n"),
+    ));
     let ours = stage.read("keytide.yaml");
     stage.write("keytide.yaml", format!("{STORING}{ours}"));
     stage

@@ -386,14 +386,13 @@ fn the_snapshot_is_for_keytide_alone() {
 #[test]
 fn an_empty_list_of_hosted_keys_alone_starts_and_calls_nobody() {
     let stage = Stage::new();
-    stage.config("aws: {region: us-east-1}");
+    stage.config("aws: {region: us-east-1}\nspool: {directory: \"{dir}/spool/in\"}");
     let ours = stage.read("keytide.yaml");
     let general = "general_settings:\n  key_management_system: custom\n  key_management_settings: \
                    {hosted_keys: [], primary_secret_name: app, store_virtual_keys: true}\n";
     stage.write("keytide.yaml", format!("{general}{ours}"));
     let mut daemon = stage.run();
     daemon.until_ready();
-    daemon.until_log("does not store virtual keys");
     assert!(stage.aws.requests().is_empty());
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 0);
