@@ -212,7 +212,7 @@ fn a_key_of_kms_is_used_by_secrets_manager_and_nobody_else() {
     };
     let permissions = ["--document", "permissions"];
     let stored = bare(&storing(&format!(", kms_key_id: \"{KEY}\""), ""), &permissions);
-    assert_eq!(actions_on(&stored, KEY), ["kms:Decrypt", "kms:GenerateDataKey"]);
+    assert_eq!(actions_on(&stored, KEY), ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"]);
     assert_eq!(condition_on(&stored), via);
     let read = bare(&of_pod(&block("interval: 5m", ONE)), &["--document", "permissions", "--kms-key", KEY]);
     assert_eq!(actions_on(&read, KEY), ["kms:Decrypt"], "who only reads does not encrypt");
@@ -232,7 +232,7 @@ fn a_second_identity_takes_the_writes_and_leaves_the_reads() {
     assert_eq!(actions_on(&reader, WRITER), ["sts:AssumeRole"]);
     assert!(reader.to_string().contains("secret:prod/a-??????"), "{reader}");
     assert_eq!(actions_on(&writer, BELOW), WRITES);
-    assert_eq!(actions_on(&writer, KEY), ["kms:Decrypt", "kms:GenerateDataKey"]);
+    assert_eq!(actions_on(&writer, KEY), ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"]);
     assert!(!writer.to_string().contains("prod/a"), "{writer}");
 }
 
