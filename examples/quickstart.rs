@@ -98,13 +98,31 @@ fn story(serve: bool) -> Result<()> {
         metrics.lines().filter(|line| of_interest.iter().any(|name| line.starts_with(name))).collect();
     show(&lines.join("\n"));
 
+    say("7  the application makes a key of its own; AWS goes away again; the daemon is killed while the key waits");
+    aws.set_down(true);
+    stage.push("app/alice", "sk-alice-1")?;
+    stage.until("the key to wait", || stage.keytide(&["status"]).is_ok_and(|text| text.contains("claimed 1")))?;
+    println!("   `keytide status` says so:\n");
+    let status = stage.keytide(&["status"])?;
+    let spool = status.lines().skip_while(|line| !line.starts_with("SPOOL")).take(2);
+    show(&spool.collect::<Vec<_>>().join("\n"));
+    daemon.kill()?;
+    daemon.wait()?;
+    drop(daemon);
+    aws.set_down(false);
+    let mut daemon = stage.daemon()?;
+    stage.until("the key to be stored", || aws.value("app/alice").as_deref() == Some("sk-alice-1"))?;
+    let versions = aws.secret("app/alice").map_or(0, |secret| secret.versions.len());
+    println!("   AWS is back, and so is the daemon: app/alice is stored, in {versions} version");
+
     if serve {
         say("everything stays up; try these, and end it with Ctrl-C");
         let (program, socket) = (stage.program.display(), stage.socket.display());
         show(&format!(
-            "curl http://{}/metrics\n{program} {AS_KEYTIDE} status --watch --socket {socket}\n\
+            "printf %s sk-mine | {program} {AS_KEYTIDE} push app/mine --wait --spool {}\ncurl http://{}/metrics\n{program} {AS_KEYTIDE} status --watch --socket {socket}\n\
              {program} {AS_KEYTIDE} refresh --socket {socket}\ncat {}\n\
              curl -X PUT {}/_emulator/secrets/{SECRET} -d '{{\"SecretString\": \"{{\\\"OPENAI_API_KEY\\\": \\\"sk-yours\\\"}}\"}}'",
+            stage.spool.display(),
             stage.address()?,
             stage.keys.display(),
             aws.url()
@@ -126,6 +144,7 @@ struct Stage {
     config_text: String,
     keys: PathBuf,
     socket: PathBuf,
+    spool: PathBuf,
     log: PathBuf,
     program: PathBuf,
 }
@@ -142,11 +161,13 @@ impl Stage {
         let directory = parent.join(format!("keytide-quickstart-{}", std::process::id()));
         fs::create_dir(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
-        let (keys, socket) = (directory.join("keys.env"), directory.join("admin.sock"));
+        let (keys, socket, spool) = (directory.join("keys.env"), directory.join("admin.sock"), directory.join("spool"));
         let config_text = format!(
             "keytide:\n  aws: {{region: us-east-1}}\n  primary_secret: {{name: {SECRET}}}\n  refresh: {{interval: 1s}}\n  outputs:\n    \
-             - env_file: {{path: {}, format: posix{allow_disk}}}\n  http: {{listen: \"127.0.0.1:0\"}}\n  admin: {{socket: {}}}\n",
+             - env_file: {{path: {}, format: posix{allow_disk}}}\n  virtual_keys: {{prefix: app/}}\n  spool: {{directory: \
+             {}{allow_disk}}}\n  http: {{listen: \"127.0.0.1:0\"}}\n  admin: {{socket: {}}}\n",
             keys.display(),
+            spool.display(),
             socket.display()
         );
         let config = directory.join("keytide.yaml");
@@ -154,7 +175,7 @@ impl Stage {
         fs::set_permissions(&config, fs::Permissions::from_mode(0o600))?;
         let log = directory.join("keytide.log");
         let program = std::env::current_exe()?;
-        Ok(Self { aws: Emulator::start()?, directory, config, config_text, keys, socket, log, program })
+        Ok(Self { aws: Emulator::start()?, directory, config, config_text, keys, socket, spool, log, program })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -185,6 +206,15 @@ impl Stage {
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
         }
+    }
+
+    /// Leaves a key in the spool, as an application would.
+    fn push(&self, name: &str, value: &str) -> Result<()> {
+        let spool = self.spool.display().to_string();
+        let mut child =
+            self.command(&["push", name, "--spool", &spool]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        child.stdin.take().ok_or("no standard input")?.write_all(value.as_bytes())?;
+        if child.wait()?.success() { Ok(()) } else { Err("keytide push failed".into()) }
     }
 
     /// What an application has in its environment that sources the file.

@@ -99,6 +99,12 @@ pub(super) async fn online(config: Config, simulate: bool) -> anyhow::Result<(On
         _ => (&reader.auth, reading.clone()),
     };
     let who_writes = Arc::clone(who_writes);
+    for (role, (arn, region)) in virtual_keys.iter().flat_map(|keys| keys.teams.iter().zip(&keys.rules.teams)) {
+        match who_writes.then(role.clone()).ready().await {
+            Ok(()) => online.remarks.push(format!("team {arn} in {region}: may be assumed")),
+            Err(problem) => problems.push(format!("{STORING} for team {arn}: {problem}")),
+        }
+    }
     let mut denied = Vec::new();
     if let Some(caller) = reading {
         let place = Place { region: &region, account: caller.as_ref().map(Caller::account) };
