@@ -22,7 +22,7 @@ use crate::{
     domain::{
         snapshot::Reason,
         value::SecretValue,
-        virtual_key::{Change, Order, Rejection, RejectionReason, Rules, Token, Writer},
+        virtual_key::{Order, Rejection, RejectionReason, Rules, Token, Writer},
     },
     health::{Health, SpoolProblem, timestamp},
     metrics::{Metrics, SpoolCounts},
@@ -222,6 +222,8 @@ struct Working {
     rested_at: Instant,
     sweep_at: Instant,
     waiting: usize,
+    /// True if some of those wait for room.
+    crowded: bool,
     unreadable: usize,
     ignored: usize,
     settled: bool,
@@ -255,6 +257,7 @@ impl Push {
             rested_at: now,
             sweep_at: now,
             waiting: 0,
+            crowded: false,
             unreadable: 0,
             ignored: 0,
             settled: false,
@@ -297,6 +300,9 @@ impl Working {
         loop {
             // Whoever stops without leaving leaves the rest to the next process.
             let working = deadline.is_none() || leaving.is_cancelled();
+            if self.crowded && self.has_room() {
+                self.look_at = self.look_at.min(Instant::now());
+            }
             if working && Instant::now() >= self.look_at.max(self.rested_at) {
                 let again = match deadline {
                     Some(_) => LOOK_WHILE_LEAVING,
@@ -372,17 +378,26 @@ impl Working {
         wake
     }
 
+    /// How many more claims may be held.
+    fn room(&self) -> usize {
+        self.push.max_entries.saturating_sub(self.queue.len() + self.stuck.len())
+    }
+
+    /// True if there is room for so many that it is worth to list a full spool.
+    fn has_room(&self) -> bool {
+        self.room() >= self.push.max_entries.div_ceil(2)
+    }
+
     /// Looks at the spool, and takes in what is new.
     async fn look(&mut self, again: Duration, last: bool) {
         let began = Instant::now();
         self.look_at = began + again;
         self.settled = false;
         self.free_the_stuck().await;
-        let room = self.push.max_entries.saturating_sub(self.queue.len() + self.stuck.len());
-        if self.waiting > 0 && room < self.push.max_entries.div_ceil(2) {
-            // A full spool is not listed for a handful.
+        if self.crowded && !self.has_room() {
             return;
         }
+        let room = self.room();
         let scan = self.push.spool.scan(Look { room, now_ms: self.push.now_ms(), last }).await;
         self.rested_at = began + began.elapsed().saturating_mul(SHARE_OF_LOOKS);
         if let Some(error) = scan.trouble {
@@ -402,7 +417,9 @@ impl Working {
         for remark in &scan.remarks {
             tracing::warn!("{remark}");
         }
-        (self.waiting, self.unreadable, self.ignored) = (scan.waiting, scan.unreadable, scan.ignored);
+        self.crowded = scan.crowded > 0;
+        self.waiting = scan.crowded + scan.unsettled;
+        (self.unreadable, self.ignored) = (scan.unreadable, scan.ignored);
         if let Some(soon) = scan.again {
             self.look_at = self.look_at.min(Instant::now() + soon);
         }
@@ -503,7 +520,7 @@ impl Working {
             }
             Err(error) => {
                 let message = format!("the entry could not be read: {error}");
-                self.put_back(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false });
+                self.again(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false }, false);
                 return;
             }
         };
@@ -511,11 +528,10 @@ impl Working {
         let promised = order.change.is_valued() && self.push.new_secrets.promise(now);
         if let Some(at) = self.push.new_secrets.next_at().filter(|_| waits && !promised) {
             // It is known to be new: AWS need not be asked again.
-            self.queue.begin(token);
             self.queue.again(token, at);
             return;
         }
-        if !self.fold(token, &order.change) {
+        if !self.fold(token) {
             if promised {
                 self.push.new_secrets.keep(now, false);
             }
@@ -563,12 +579,12 @@ impl Working {
 
     /// The entry is under way. Older ones that it makes unnecessary are removed, and what was known of them is now known of
     /// it. False if it cannot go on.
-    fn fold(&mut self, token: Token, change: &Change) -> bool {
-        let older = self.queue.older_than(token, change);
+    fn fold(&mut self, token: Token) -> bool {
+        let older = self.queue.older_than(token);
         let restored = older.iter().any(|older| self.queue.get(*older).is_some_and(|(_, held)| held.claim.restored));
         if restored && let Err(error) = self.push.spool.mark(token, Mark::Restored) {
             let message = format!("the restoring of a secret could not be noted: {error}");
-            self.put_back(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false });
+            self.again(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false }, false);
             return false;
         }
         let folded = self.queue.begin(token);
@@ -588,13 +604,6 @@ impl Working {
             }
         }
         true
-    }
-
-    /// An entry that was chosen cannot go yet.
-    fn put_back(&mut self, token: Token, later: Later) {
-        // Alone: those before it are looked at first, and those behind it wait for it.
-        self.queue.hold(token);
-        self.again(token, later, false);
     }
 
     fn go_on(&mut self, attempt: Attempt) {
@@ -789,7 +798,7 @@ impl Working {
     fn left(mut self, leaving: bool) -> Result<Ended, PushError> {
         self.report(true);
         let (count, named) = self.named();
-        if count == 0 || !leaving {
+        if (count == 0 && self.trouble.is_none()) || !leaving {
             return Ok(Ended::Stopped);
         }
         for (token, order, held) in self.queue.iter() {

@@ -106,18 +106,12 @@ impl<P> Queue<P> {
 
     /// The claims that would be folded into this one if it began now.
     #[must_use]
-    pub fn older_than(&self, token: Token, change: &Change) -> Vec<Token> {
-        let Change::Store(name) = change else { return Vec::new() };
+    pub fn older_than(&self, token: Token) -> Vec<Token> {
+        let Some(Change::Store(name)) = self.claims.get(&token).map(|claim| &claim.order.change) else {
+            return Vec::new();
+        };
         let queue = self.names.get(name).into_iter().flatten();
         queue.copied().take_while(|other| *other != token).collect()
-    }
-
-    /// The claim that was chosen is under way alone, and those before it stay: it goes back soon.
-    pub fn hold(&mut self, token: Token) {
-        if let Some(claim) = self.claims.get(&token) {
-            self.ready.remove(&(claim.not_before, token));
-        }
-        self.running.insert(token);
     }
 
     /// What a claim asks for, and what the caller keeps with it.
@@ -136,14 +130,20 @@ impl<P> Queue<P> {
         self.remove(token).map(|claim| claim.payload)
     }
 
-    /// A claim that was under way is tried again, not before this time.
+    /// A claim that was under way, or was chosen and did not begin, is tried again, not before this time; nor are those that
+    /// would be folded into it.
     pub fn again(&mut self, token: Token, not_before: Duration) {
         self.running.remove(&token);
-        if let Some(claim) = self.claims.get_mut(&token) {
-            claim.not_before = not_before;
-            claim.tried = true;
+        let mut tokens = self.older_than(token);
+        tokens.push(token);
+        for token in tokens {
+            if let Some(claim) = self.claims.get_mut(&token) {
+                self.ready.remove(&(claim.not_before, token));
+                claim.not_before = not_before;
+                claim.tried = true;
+            }
+            self.consider(token);
         }
-        self.consider(token);
     }
 
     /// There is no more time: everything may go at once, those first that were never tried.

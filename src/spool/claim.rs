@@ -111,8 +111,10 @@ pub struct Scan {
     pub claimed: Vec<Claimed>,
     /// New claims that are none.
     pub rejected: Vec<(Claimed, Rejection)>,
-    /// Entries that wait in the drop directory: there is no room for more claims, or they do not stand still yet.
-    pub waiting: usize,
+    /// Entries that wait in the drop directory, since there is no room for more claims.
+    pub crowded: usize,
+    /// Entries that wait in the drop directory, since they do not stand still yet.
+    pub unsettled: usize,
     /// Files that keytide may not read, and which stay.
     pub unreadable: usize,
     /// Files that are no entries by their names, and directories.
@@ -223,7 +225,7 @@ impl Spool {
             }
         }
         (scan.unreadable, scan.ignored) = (self.unreadable, self.ignored);
-        scan.waiting = self.waiting + self.pending.len();
+        (scan.crowded, scan.unsettled) = (self.waiting, self.pending.len());
         scan
     }
 
