@@ -672,7 +672,7 @@ impl Working {
         let waited_ms = i64::try_from(self.push.now_ms()).unwrap_or(i64::MAX).saturating_sub(held.claim.dropped_ms);
         let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
         self.push.metrics.spool_confirmed(operation, waited.as_secs_f64());
-        tracing::debug!(entry = %token, operation = operation.label(), "{} is stored as asked", order.change.subject());
+        tracing::debug!(entry = %token, operation = operation.label(), "stored: {}", order.change.subject());
         if wrote && let Some(name) = order.change.names().last() {
             let count = self.versions.written(name, self.shared.elapsed());
             if count == Versions::MANY {

@@ -327,7 +327,9 @@ impl Settings {
         let read_only = access_mode.as_ref().filter(|mode| mode.value == AccessMode::ReadOnly);
         if let (Some(store), Some(mode)) = (&store_virtual_keys, read_only) {
             let place = store.place.line();
-            let message = format!("virtual keys are stored whatever access_mode says, as in LiteLLM ({place})");
+            let message = format!(
+                "virtual keys are stored although this says read_only, as in LiteLLM (store_virtual_keys at {place})"
+            );
             reader.findings.notice(&mode.place, &message);
         }
         let primary = text(&path("primary_secret_name"), primary_secret_name, reader);

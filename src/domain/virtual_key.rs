@@ -288,12 +288,12 @@ impl Change {
         std::iter::once(first).chain(second)
     }
 
-    /// The secret that it is about in a message.
+    /// What it is about in a message, behind the operation.
     #[must_use]
     pub fn subject(&self) -> String {
         match self {
-            Self::Store(name) | Self::Delete { name, .. } => format!("secret {name}"),
-            Self::Move { from, to, .. } => format!("secret {from}, to become {to}"),
+            Self::Store(name) | Self::Delete { name, .. } => name.to_string(),
+            Self::Move { from, to, .. } => format!("{from} to {to}"),
         }
     }
 
