@@ -548,6 +548,7 @@ impl Working {
             believes_absence: held.absent_since.is_some_and(|since| now.saturating_sub(since) >= patience),
             may_create: promised || !order.change.is_valued(),
             restored: claim.restored,
+            carried: claim.carried,
             forced: claim.forced,
         };
         let store = self.push.store(order.writer);
@@ -615,10 +616,14 @@ impl Working {
     fn take_out(&mut self, mut attempt: Attempt, draining: bool) {
         let token = attempt.token;
         let Some(outcome) = attempt.outcome.take() else {
-            match self.push.spool.mark(token, Mark::Restored) {
+            let carried = attempt.machine.moves();
+            let spool = &mut self.push.spool;
+            let marked = if carried { spool.mark(token, Mark::Carried) } else { Ok(()) };
+            match marked.and_then(|()| spool.mark(token, Mark::Restored)) {
                 Ok(()) => {
                     if let Some(held) = self.queue.payload_mut(token) {
                         held.claim.restored = true;
+                        held.claim.carried = carried;
                     }
                     attempt.machine.marked();
                     self.go_on(attempt);

@@ -57,6 +57,8 @@ pub struct Conditions {
     pub may_create: bool,
     /// True: the secret was scheduled for deletion and is being restored, so that description, key and tags are made equal.
     pub restored: bool,
+    /// True: when that began, it was part of a move whose old secret was there, and whose description and tags it keeps.
+    pub carried: bool,
     /// True: somebody wants it also where that overwrites something newer.
     pub forced: bool,
 }
@@ -289,6 +291,7 @@ impl Machine {
     /// The mark is kept.
     pub fn marked(&mut self) {
         self.conditions.restored = true;
+        self.conditions.carried = self.moves();
         self.stage = Stage::Restore;
     }
 
@@ -470,7 +473,7 @@ impl Machine {
     /// What the written secret shall carry: a moved one keeps description and tags.
     fn wanted(&self) -> Metadata {
         let mut wanted = self.metadata.clone();
-        if let Some(from) = self.from.as_ref().filter(|_| self.is_move()) {
+        if let Some(from) = self.from.as_ref().filter(|_| self.moves() || self.conditions.carried) {
             let (description, tags) = self.given;
             if !description {
                 wanted.description.clone_from(&from.metadata.description);
@@ -562,7 +565,8 @@ impl Machine {
     // --- names
 
     /// True for a move whose old secret is there.
-    fn moves(&self) -> bool {
+    #[must_use]
+    pub fn moves(&self) -> bool {
         self.is_move() && self.from.as_ref().is_some_and(|from| !from.deleted)
     }
 

@@ -48,6 +48,8 @@ const PLAIN: &str = ".key";
 pub enum Mark {
     /// Its secret was scheduled for deletion, and is being restored.
     Restored,
+    /// And when that began, it was to get description and tags of another one.
+    Carried,
     /// Somebody wants it also where that overwrites something newer.
     Forced,
 }
@@ -77,6 +79,7 @@ pub struct Spool {
 
 /// An entry that is keytide's.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Claimed {
     /// Its identity.
     pub token: Token,
@@ -89,6 +92,8 @@ pub struct Claimed {
     pub resumed: bool,
     /// True if its secret is being restored.
     pub restored: bool,
+    /// True if it gets description and tags of the secret that it is moved from, also once that is scheduled for deletion.
+    pub carried: bool,
     /// True if it may overwrite something newer.
     pub forced: bool,
 }
@@ -207,6 +212,7 @@ impl Spool {
                 dropped_ms: found.map_or(0, |found| found.changed_ms),
                 resumed: true,
                 restored: marks.contains(&(token, Mark::Restored)),
+                carried: marks.contains(&(token, Mark::Carried)),
                 forced: marks.contains(&(token, Mark::Forced)),
             });
         }
@@ -393,6 +399,7 @@ impl Spool {
             dropped_ms: found.changed_ms,
             resumed: false,
             restored: false,
+            carried: false,
             forced: false,
         };
         if name.len() > LONGEST_NAME {
@@ -423,7 +430,8 @@ impl Spool {
             let new_file = claim_name(token, &name);
             if self.retry.move_to(&file, &self.claimed, &new_file)? {
                 let dropped_ms = self.claimed.find(&new_file)?.map_or(0, |found| found.changed_ms);
-                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored: false, forced });
+                let (restored, carried) = (false, false);
+                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored, carried, forced });
             }
             if forced && let Some((old, _)) = split(&file) {
                 self.retry.remove(Mark::Forced.file(old))?;
@@ -536,7 +544,8 @@ impl Spool {
     }
 
     fn unmark(&self, claim: &Claimed) -> Result<(), SpoolError> {
-        let marks = [(claim.restored, Mark::Restored), (claim.forced, Mark::Forced)];
+        let Claimed { restored, carried, forced, .. } = *claim;
+        let marks = [(restored, Mark::Restored), (carried, Mark::Carried), (forced, Mark::Forced)];
         for (_, mark) in marks.into_iter().filter(|(marked, _)| *marked) {
             self.claimed.remove(mark.file(claim.token))?;
         }
@@ -550,6 +559,7 @@ impl Mark {
     const fn suffix(self) -> &'static str {
         match self {
             Self::Restored => ".restored",
+            Self::Carried => ".carried",
             Self::Forced => ".forced",
         }
     }
@@ -563,7 +573,8 @@ impl Mark {
     /// The mark whose file has this name.
     fn of(name: &OsStr) -> Option<(Token, Self)> {
         let name = name.to_str()?;
-        let mark = [Self::Restored, Self::Forced].into_iter().find(|mark| name.ends_with(mark.suffix()))?;
+        let mark =
+            [Self::Restored, Self::Carried, Self::Forced].into_iter().find(|mark| name.ends_with(mark.suffix()))?;
         Some((Token::parse(name.strip_suffix(mark.suffix())?)?, mark))
     }
 }

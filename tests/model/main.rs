@@ -105,7 +105,7 @@ fn a_daemon_killed_at_any_instant_loses_no_entry_and_makes_no_version_twice() {
     println!("{operations} entries, {folded} folded, {:?} in all", began.elapsed());
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(scene.failed(), producer.world.failed);
-    assert!(at_work * 2 > kills, "only {at_work} of {kills} kills came after a call, while something was claimed");
+    assert!(at_work * 4 > kills, "only {at_work} of {kills} kills came after a call, while something was claimed");
     assert!(folded > 0, "nothing was folded");
 }
 
