@@ -548,7 +548,6 @@ impl Working {
             believes_absence: held.absent_since.is_some_and(|since| now.saturating_sub(since) >= patience),
             may_create: promised || !order.change.is_valued(),
             restored: claim.restored,
-            carried: claim.carried,
             forced: claim.forced,
         };
         let store = self.push.store(order.writer);
@@ -583,7 +582,7 @@ impl Working {
     fn fold(&mut self, token: Token) -> bool {
         let older = self.queue.older_than(token);
         let restored = older.iter().any(|older| self.queue.get(*older).is_some_and(|(_, held)| held.claim.restored));
-        if restored && let Err(error) = self.push.spool.mark(token, Mark::Restored) {
+        if restored && let Err(error) = self.push.spool.mark(token, Mark::Restored, true) {
             let message = format!("the restoring of a secret could not be noted: {error}");
             self.again(token, Later { reason: "spool", message, pause: Pause::Backoff, absent: false }, false);
             return false;
@@ -616,14 +615,11 @@ impl Working {
     fn take_out(&mut self, mut attempt: Attempt, draining: bool) {
         let token = attempt.token;
         let Some(outcome) = attempt.outcome.take() else {
-            let carried = attempt.machine.moves();
-            let spool = &mut self.push.spool;
-            let marked = if carried { spool.mark(token, Mark::Carried) } else { Ok(()) };
-            match marked.and_then(|()| spool.mark(token, Mark::Restored)) {
+            let restoring = attempt.machine.step() == Step::Mark { restoring: true };
+            match self.push.spool.mark(token, Mark::Restored, restoring) {
                 Ok(()) => {
                     if let Some(held) = self.queue.payload_mut(token) {
-                        held.claim.restored = true;
-                        held.claim.carried = carried;
+                        held.claim.restored = restoring;
                     }
                     attempt.machine.marked();
                     self.go_on(attempt);
@@ -916,7 +912,7 @@ impl Attempt {
         loop {
             let call = match self.machine.step() {
                 Step::Call(call) => call,
-                Step::Mark => return self,
+                Step::Mark { .. } => return self,
                 Step::Ended(outcome) => {
                     self.outcome = Some(outcome);
                     return self;

@@ -62,8 +62,8 @@ impl<P> Queue<P> {
         for name in order.change.names() {
             let queue = self.names.entry(name.clone()).or_default();
             // Whoever is under way is not overtaken.
-            let running = queue.front().is_some_and(|first| self.running.contains(first));
-            let place = queue.partition_point(|other| *other < token).max(usize::from(running));
+            let running = usize::from(queue.front().is_some_and(|first| self.running.contains(first)));
+            let place = queue.len() - queue.iter().skip(running).rev().take_while(|other| **other > token).count();
             if place == 0
                 && let Some(displaced) = queue.front()
             {
@@ -131,18 +131,27 @@ impl<P> Queue<P> {
     }
 
     /// A claim that was under way, or was chosen and did not begin, is tried again, not before this time; nor are those that
-    /// would be folded into it.
+    /// would be folded into it. It goes behind those that came to stand behind it although they are older: were it first in
+    /// one queue and not in another, claims could wait for each other for ever.
     pub fn again(&mut self, token: Token, not_before: Duration) {
         self.running.remove(&token);
-        let mut tokens = self.older_than(token);
-        tokens.push(token);
-        for token in tokens {
-            if let Some(claim) = self.claims.get_mut(&token) {
-                self.ready.remove(&(claim.not_before, token));
-                claim.not_before = not_before;
-                claim.tried = true;
+        let mut concerned = self.older_than(token);
+        concerned.push(token);
+        for token in &concerned {
+            if let Some(claim) = self.claims.get_mut(token) {
+                self.ready.remove(&(claim.not_before, *token));
+                (claim.not_before, claim.tried) = (not_before, true);
             }
-            self.consider(token);
+        }
+        let Some(claim) = self.claims.get(&token) else { return };
+        let names: Vec<SecretName> = claim.order.change.names().cloned().collect();
+        for name in &names {
+            if let Some(queue) = self.names.get_mut(name) {
+                queue.make_contiguous().sort_unstable();
+            }
+        }
+        for first in names.iter().filter_map(|name| self.front(name)).collect::<Vec<_>>() {
+            self.consider(first);
         }
     }
 
@@ -214,5 +223,199 @@ impl<P> Queue<P> {
             self.consider(next);
         }
         Some(claim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::domain::virtual_key::{Given, Operation, Tokens};
+
+    /// The same without any cleverness: a claim may go if none before it touches one of its names.
+    #[derive(Debug, Default)]
+    struct Naive(BTreeMap<Token, Waiting>);
+
+    #[derive(Debug)]
+    struct Waiting {
+        order: Order,
+        not_before: Duration,
+        tried: bool,
+        running: bool,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        /// A claim with the next token, or with one that was left out before.
+        Push(Order, bool),
+        Take,
+        Done(usize),
+        Again(usize, u64),
+        Hurry,
+        Pass(u64),
+    }
+
+    // === impl Naive ===
+
+    impl Naive {
+        fn touch_the_same(a: &Order, b: &Order) -> bool {
+            a.change.names().any(|name| b.change.names().any(|other| other == name))
+        }
+
+        fn is_ready(&self, token: Token) -> bool {
+            let claim = &self.0[&token];
+            let before = |(other, it): (&Token, &Waiting)| {
+                *other != token && (it.running || *other < token) && Self::touch_the_same(&it.order, &claim.order)
+            };
+            !claim.running && !self.0.iter().any(before)
+        }
+
+        fn next(&self) -> Option<(Duration, Token)> {
+            let ready = self.0.keys().filter(|token| self.is_ready(**token));
+            ready.map(|token| (self.0[token].not_before, *token)).min()
+        }
+
+        fn take(&mut self, now: Duration) -> Option<(Token, Vec<Token>)> {
+            let (_, first) = self.next().filter(|(at, _)| *at <= now)?;
+            let mut run = vec![first];
+            let order = self.0[&first].order.clone();
+            if matches!(order.change, Change::Store(_)) {
+                let others = self.0.range(first..).skip(1).filter(|(_, it)| Self::touch_the_same(&it.order, &order));
+                let alike = |it: &Waiting| {
+                    let Order { change, given, writer, .. } = &it.order;
+                    *change == order.change && *given == order.given && *writer == order.writer
+                };
+                run.extend(others.take_while(|(_, it)| alike(it)).map(|(token, _)| *token));
+            }
+            let last = run.pop().unwrap();
+            for token in &run {
+                self.0.remove(token);
+            }
+            self.0.get_mut(&last).unwrap().running = true;
+            Some((last, run))
+        }
+
+        fn running(&self) -> Vec<Token> {
+            self.0.iter().filter(|(_, it)| it.running).map(|(token, _)| *token).collect()
+        }
+    }
+
+    fn orders() -> impl Strategy<Value = Order> {
+        let name = || (0..4_u8).prop_map(|i| SecretName::parse(format!("keys/{i}")).unwrap());
+        let change = prop_oneof![
+            6 => name().prop_map(Change::Store),
+            2 => (name(), name(), any::<bool>())
+                .prop_filter("two names", |(from, to, _)| from != to)
+                .prop_map(|(from, to, valued)| Change::Move { from, to, valued }),
+            1 => name().prop_map(|name| Change::Delete { name, days: 7 }),
+        ];
+        let writer = prop_oneof![5 => Just(None), 1 => Just(Some(0))];
+        (change, 0..5_u8, writer).prop_map(|(change, given, writer)| {
+            let given = (given == 0).then(|| Given { description: Some("x".to_owned()), ..Given::default() });
+            Order { operation: Operation::Create, change, given: given.map(Box::new), writer }
+        })
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        let act = prop_oneof![
+            8 => (orders(), prop::bool::weighted(0.2)).prop_map(|(order, old)| Act::Push(order, old)),
+            5 => Just(Act::Take),
+            3 => (0..8_usize).prop_map(Act::Done),
+            3 => (0..8_usize, 0..3000_u64).prop_map(|(i, delay)| Act::Again(i, delay)),
+            1 => Just(Act::Hurry),
+            3 => (0..2000_u64).prop_map(Act::Pass),
+        ];
+        vec(act, 0..80)
+    }
+
+    /// Tokens in their order; each other one is left out, for claims that are put back by hand.
+    fn tokens() -> impl Iterator<Item = Token> {
+        let (mut tokens, mut random) = (Tokens::default(), fastrand::Rng::with_seed(1));
+        (0_u64..).map(move |i| tokens.next(1_793_491_200_000 + i, &mut random))
+    }
+
+    fn compare_takes(queue: &mut Queue<Token>, naive: &mut Naive, now: Duration) -> Option<(Token, Vec<Token>)> {
+        assert_eq!(queue.next_at(), naive.next().map(|(at, _)| at));
+        let taken = queue.choose(now).map(|token| {
+            let older = queue.older_than(token);
+            let folded = queue.begin(token);
+            assert_eq!(folded, older);
+            (token, folded)
+        });
+        assert_eq!(taken, naive.take(now));
+        taken
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn the_queue_does_what_a_list_would(acts in acts()) {
+            let (mut queue, mut naive) = (Queue::default(), Naive::default());
+            let (mut fresh, mut old) = (tokens(), Vec::new());
+            let mut now = Duration::ZERO;
+            let (mut pushed, mut gone) = (BTreeSet::new(), BTreeSet::new());
+            for act in acts {
+                match act {
+                    Act::Push(order, again) => {
+                        let token = if again { old.pop() } else { None };
+                        let token = token.unwrap_or_else(|| {
+                            old.extend(fresh.next());
+                            fresh.next().unwrap()
+                        });
+                        pushed.insert(token);
+                        queue.push(token, order.clone(), token);
+                        let waiting = Waiting { order, not_before: Duration::ZERO, tried: false, running: false };
+                        naive.0.insert(token, waiting);
+                    }
+                    Act::Take => {
+                        if let Some((_, folded)) = compare_takes(&mut queue, &mut naive, now) {
+                            gone.extend(folded);
+                        }
+                    }
+                    Act::Done(i) => {
+                        let running = naive.running();
+                        let Some(token) = running.get(i % running.len().max(1)) else { continue };
+                        assert_eq!(queue.done(*token), Some(*token));
+                        naive.0.remove(token);
+                        gone.insert(*token);
+                    }
+                    Act::Again(i, delay) => {
+                        let running = naive.running();
+                        let Some(token) = running.get(i % running.len().max(1)) else { continue };
+                        let at = now + Duration::from_millis(delay);
+                        queue.again(*token, at);
+                        let waiting = naive.0.get_mut(token).unwrap();
+                        (waiting.not_before, waiting.tried, waiting.running) = (at, true, false);
+                    }
+                    Act::Hurry => {
+                        queue.hurry();
+                        for waiting in naive.0.values_mut() {
+                            waiting.not_before = Duration::from_nanos(u64::from(waiting.tried));
+                        }
+                    }
+                    Act::Pass(ms) => now += Duration::from_millis(ms),
+                }
+                prop_assert_eq!(queue.next_at(), naive.next().map(|(at, _)| at));
+                prop_assert!(queue.iter().map(|(token, _, _)| token).eq(naive.0.keys().copied()));
+            }
+            // And nobody waits for ever.
+            let now = Duration::from_hours(1);
+            for token in naive.running() {
+                queue.done(token);
+                naive.0.remove(&token);
+                gone.insert(token);
+            }
+            while let Some((token, folded)) = compare_takes(&mut queue, &mut naive, now) {
+                queue.done(token);
+                naive.0.remove(&token);
+                gone.insert(token);
+                gone.extend(folded);
+            }
+            prop_assert!(queue.is_empty(), "{:?}", queue);
+            prop_assert_eq!(queue.next_at(), None);
+            prop_assert_eq!(pushed, gone);
+        }
     }
 }

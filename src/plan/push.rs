@@ -29,8 +29,7 @@ pub struct Machine {
     conditions: Conditions,
     stage: Stage,
     calls: u32,
-    /// What is known of the old name, or of the secret that is deleted. One that is scheduled for deletion is not moved any
-    /// more, but says what it carried.
+    /// What is known of the old name, or of the secret that is deleted.
     from: Option<Description>,
     /// What is known of the secret that is written.
     to: Option<Description>,
@@ -57,8 +56,6 @@ pub struct Conditions {
     pub may_create: bool,
     /// True: the secret was scheduled for deletion and is being restored, so that description, key and tags are made equal.
     pub restored: bool,
-    /// True: when that began, it was part of a move whose old secret was there, and whose description and tags it keeps.
-    pub carried: bool,
     /// True: somebody wants it also where that overwrites something newer.
     pub forced: bool,
 }
@@ -68,8 +65,11 @@ pub struct Conditions {
 pub enum Step {
     /// Call AWS.
     Call(Call),
-    /// Keep, before the next call, that the secret is being restored: what is done after a crash depends on it.
-    Mark,
+    /// Keep, before the next call, whether the secret is being restored: what is done after a crash depends on it.
+    Mark {
+        /// True: it is restored next. False: it is all that it shall be, and the old name goes.
+        restoring: bool,
+    },
     /// There is nothing more to do.
     Ended(Outcome),
 }
@@ -277,7 +277,7 @@ impl Machine {
             Stage::Read => Call::Read(from),
             Stage::Create => Call::Create(to, self.wanted()),
             Stage::Put => Call::Put(to),
-            Stage::Mark => return Step::Mark,
+            Stage::Mark => return Step::Mark { restoring: !self.conditions.restored },
             Stage::Restore => Call::Restore(to),
             Stage::Repair => match self.repairs.front() {
                 Some(call) => call.clone(),
@@ -290,9 +290,8 @@ impl Machine {
 
     /// The mark is kept.
     pub fn marked(&mut self) {
-        self.conditions.restored = true;
-        self.conditions.carried = self.moves();
-        self.stage = Stage::Restore;
+        self.conditions.restored = !self.conditions.restored;
+        self.stage = if self.conditions.restored { Stage::Restore } else { Stage::LookGone };
     }
 
     /// Takes in what AWS answered; the outcome, if that is the end.
@@ -359,6 +358,8 @@ impl Machine {
                 self.from = None;
                 Ok(Stage::LookFrom)
             }
+            // Somebody made it since it was looked for.
+            (Stage::Create, Exists) if self.conditions.careful => Ok(Stage::LookTo),
             (Stage::Create, Exists) => Ok(Stage::Put),
             (Stage::Put | Stage::Restore, Absent) => self.may_create(),
             // The token is used: with another value than AWS has by now, or by a version without a label.
@@ -464,6 +465,8 @@ impl Machine {
     fn after_repair(&self) -> Next {
         match (self.repairs.is_empty(), self.moves()) {
             (false, _) => Ok(Stage::Repair),
+            // Without the old name nobody could tell any more what the new one was to carry.
+            (true, true) if self.conditions.restored => Ok(Stage::Mark),
             // Somebody may have written to the old name meanwhile.
             (true, true) => Ok(Stage::LookGone),
             (true, false) => Err(self.confirmed()),
@@ -473,7 +476,7 @@ impl Machine {
     /// What the written secret shall carry: a moved one keeps description and tags.
     fn wanted(&self) -> Metadata {
         let mut wanted = self.metadata.clone();
-        if let Some(from) = self.from.as_ref().filter(|_| self.moves() || self.conditions.carried) {
+        if let Some(from) = self.from.as_ref().filter(|_| self.moves()) {
             let (description, tags) = self.given;
             if !description {
                 wanted.description.clone_from(&from.metadata.description);
@@ -565,8 +568,7 @@ impl Machine {
     // --- names
 
     /// True for a move whose old secret is there.
-    #[must_use]
-    pub fn moves(&self) -> bool {
+    fn moves(&self) -> bool {
         self.is_move() && self.from.as_ref().is_some_and(|from| !from.deleted)
     }
 
@@ -673,4 +675,502 @@ fn repairs(name: &SecretName, is: &Metadata, shall: &Metadata) -> VecDeque<Call>
         calls.push_back(Call::Replicate(name.clone(), missing));
     }
     calls
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+    use crate::domain::{
+        snapshot::Reason,
+        virtual_key::{Given, Tokens},
+    };
+
+    /// More than any entry needs, however it is disturbed here.
+    const MOST_ATTEMPTS: usize = 60;
+
+    /// As much of AWS as machines see of it.
+    #[derive(Debug, Clone, Default, PartialEq, Eq)]
+    struct Aws(BTreeMap<SecretName, Secret>);
+
+    #[derive(Debug, Clone, Default, PartialEq, Eq)]
+    struct Secret {
+        /// Ids, each with its value.
+        versions: Vec<(String, u32)>,
+        current: String,
+        deleted: bool,
+        managed: bool,
+        replica: bool,
+        /// How often replicas that were removed are still shown.
+        lingers: u8,
+        leaving: bool,
+        metadata: Metadata,
+    }
+
+    /// Something that goes wrong with one call, counted over all attempts.
+    #[derive(Debug, Clone, Copy)]
+    enum Trouble {
+        /// The call is carried out; then the process ends.
+        Crash,
+        /// The process ends before the call.
+        CrashBefore,
+        /// The call is carried out, and nobody hears of it.
+        Lost,
+        /// The call is refused so, with no reason at all.
+        Refused(RefusalKind),
+    }
+
+    /// What somebody else does before a call.
+    #[derive(Debug, Clone, Copy)]
+    enum Meddling {
+        Write,
+        Schedule,
+        Restore,
+        Remove,
+        Replicate,
+    }
+
+    /// One entry from its claim to its end.
+    #[derive(Debug)]
+    struct Run {
+        aws: Aws,
+        outcome: Outcome,
+        calls: usize,
+    }
+
+    fn name(i: usize) -> SecretName {
+        SecretName::parse(format!("keys/{i}")).unwrap()
+    }
+
+    fn token(seconds: u64) -> Token {
+        Tokens::default().next(1_793_491_200_000 + seconds * 1000, &mut fastrand::Rng::with_seed(seconds))
+    }
+
+    /// The entry's own token; others are older or newer.
+    fn ours() -> Token {
+        token(1000)
+    }
+
+    fn refusal(kind: RefusalKind) -> Refusal {
+        let reason = match kind {
+            RefusalKind::Absent | RefusalKind::State => Reason::Absent,
+            RefusalKind::Transient(_) => Reason::Unavailable,
+            _ => Reason::Refused,
+        };
+        Refusal { kind, problem: Problem::new(reason, String::new()) }
+    }
+
+    // === impl Aws ===
+
+    impl Aws {
+        fn own(&mut self, name: &SecretName) -> Result<&mut Secret, Refusal> {
+            let secret = self.0.get_mut(name).ok_or_else(|| refusal(RefusalKind::Absent))?;
+            match secret {
+                Secret { deleted: true, .. } | Secret { managed: true, .. } => Err(refusal(RefusalKind::State)),
+                Secret { replica: true, .. } => Err(refusal(RefusalKind::Invalid)),
+                secret => Ok(secret),
+            }
+        }
+
+        fn carry_out(&mut self, call: &Call, token: Token, value: &mut Option<u32>) -> Result<Answer, Refusal> {
+            let id = token.to_string();
+            match call {
+                Call::Describe(name) => {
+                    let secret = self.0.get_mut(name).ok_or_else(|| refusal(RefusalKind::Absent))?;
+                    let seen = Description {
+                        current: Some(secret.current.clone()),
+                        ours: secret.value_of(&id).map(|_| secret.current == id),
+                        deleted: secret.deleted,
+                        managed: secret.managed,
+                        replica: secret.replica,
+                        metadata: secret.metadata.clone(),
+                    };
+                    if secret.leaving {
+                        secret.lingers = secret.lingers.saturating_sub(1);
+                        if secret.lingers == 0 {
+                            secret.metadata.replica_regions.clear();
+                            secret.leaving = false;
+                        }
+                    }
+                    return Ok(Answer::Described(seen));
+                }
+                Call::Read(name) => {
+                    let secret = self.0.get(name).ok_or_else(|| refusal(RefusalKind::Absent))?;
+                    if secret.deleted {
+                        return Err(refusal(RefusalKind::State));
+                    }
+                    *value = secret.value_of(&secret.current);
+                }
+                Call::Create(name, metadata) => {
+                    let value = value.expect("a value before it is written");
+                    let Some(secret) = self.0.get(name) else {
+                        let secret = Secret {
+                            versions: vec![(id.clone(), value)],
+                            current: id,
+                            metadata: metadata.clone(),
+                            ..Secret::default()
+                        };
+                        self.0.insert(name.clone(), secret);
+                        return Ok(Answer::Written { current: true });
+                    };
+                    if secret.deleted {
+                        return Err(refusal(RefusalKind::State));
+                    }
+                    if secret.value_of(&id) != Some(value) {
+                        return Err(refusal(RefusalKind::Exists));
+                    }
+                    return Ok(Answer::Written { current: true });
+                }
+                Call::Put(name) => {
+                    let value = value.expect("a value before it is written");
+                    let secret = self.own(name)?;
+                    match secret.value_of(&id) {
+                        None => secret.write(&id, value),
+                        Some(known) if known == value => {}
+                        Some(_) => return Err(refusal(RefusalKind::Exists)),
+                    }
+                    return Ok(Answer::Written { current: secret.current == id });
+                }
+                Call::Restore(name) => {
+                    self.0.get_mut(name).ok_or_else(|| refusal(RefusalKind::Absent))?.deleted = false;
+                }
+                Call::Update(name, description, key) => {
+                    let secret = self.own(name)?;
+                    secret.metadata.description = Some(description.clone()).filter(|text| !text.is_empty());
+                    if let Some(key) = key {
+                        secret.metadata.kms_key_id = Some(key.clone()).filter(|key| !key.is_empty());
+                    }
+                }
+                Call::Tag(name, tags) => self.own(name)?.metadata.tags.extend(tags.clone()),
+                Call::Untag(name, keys) => self.own(name)?.metadata.tags.retain(|key, _| !keys.contains(key)),
+                Call::Replicate(name, regions) => {
+                    self.own(name)?.metadata.replica_regions.extend(regions.iter().cloned());
+                }
+                Call::Unreplicate(name, _) => {
+                    let secret = self.own(name)?;
+                    secret.leaving = secret.lingers > 0;
+                    if !secret.leaving {
+                        secret.metadata.replica_regions.clear();
+                    }
+                    return Ok(Answer::Replicas(secret.metadata.replica_regions.clone()));
+                }
+                Call::Delete(name, days) => {
+                    assert!((7..=30).contains(days));
+                    let secret = self.own(name)?;
+                    if !secret.metadata.replica_regions.is_empty() {
+                        return Err(refusal(RefusalKind::Invalid));
+                    }
+                    secret.deleted = true;
+                }
+            }
+            Ok(Answer::Done)
+        }
+
+        fn holds_newer(&self, name: &SecretName) -> bool {
+            let current = self.0.get(name).and_then(|secret| Token::parse(&secret.current));
+            current.is_some_and(|current| current > ours())
+        }
+
+        fn meddle(&mut self, name: &SecretName, meddling: Meddling, seconds: u64) {
+            if let Meddling::Write = meddling {
+                let secret = self.0.entry(name.clone()).or_default();
+                secret.deleted = false;
+                secret.write(&token(2000 + seconds).to_string(), 77);
+            }
+            let Some(secret) = self.0.get_mut(name) else { return };
+            match meddling {
+                Meddling::Write => {}
+                Meddling::Schedule => {
+                    secret.deleted = true;
+                    secret.metadata.replica_regions.clear();
+                }
+                Meddling::Restore => secret.deleted = false,
+                Meddling::Remove => drop(self.0.remove(name)),
+                Meddling::Replicate => drop(secret.metadata.replica_regions.insert("eu-west-1".to_owned())),
+            }
+        }
+
+        /// Versions of the entry in any one secret.
+        fn written(&self) -> usize {
+            let id = ours().to_string();
+            self.0.values().map(|secret| secret.versions.iter().filter(|(other, _)| *other == id).count()).sum()
+        }
+
+        /// Without what is not the entry's concern.
+        fn settled(mut self) -> Self {
+            for secret in self.0.values_mut() {
+                (secret.lingers, secret.leaving) = (0, false);
+            }
+            self
+        }
+    }
+
+    impl Secret {
+        fn value_of(&self, id: &str) -> Option<u32> {
+            self.versions.iter().find(|(known, _)| known == id).map(|(_, value)| *value)
+        }
+
+        fn write(&mut self, id: &str, value: u32) {
+            self.versions.push((id.to_owned(), value));
+            id.clone_into(&mut self.current);
+        }
+    }
+
+    // === impl Run ===
+
+    impl Run {
+        /// As `src/push.rs` does it: attempt after attempt, resumed by another process after a crash.
+        fn of(
+            order: &Order,
+            mut aws: Aws,
+            troubles: &BTreeMap<usize, Trouble>,
+            meddling: &BTreeMap<usize, (usize, Meddling)>,
+            resumed: bool,
+        ) -> Self {
+            let settings = settings();
+            let mut calls = 0;
+            let (mut resumed, mut tried, mut absent, mut restored) = (resumed, false, false, false);
+            for _ in 0..MOST_ATTEMPTS {
+                let careful = resumed || tried;
+                let conditions =
+                    Conditions { careful, believes_absence: absent, may_create: true, restored, forced: false };
+                let mut machine = Machine::new(order, ours(), &settings, "us-east-1", conditions);
+                let mut value = order.change.is_valued().then_some(1);
+                // Of which names it was told, and whether something newer was there when it was.
+                let mut told: BTreeMap<SecretName, bool> = BTreeMap::new();
+                let mut of_attempt = 0;
+                let later = loop {
+                    let call = match machine.step() {
+                        Step::Call(call) => call,
+                        Step::Mark { restoring } => {
+                            restored = restoring;
+                            machine.marked();
+                            continue;
+                        }
+                        Step::Ended(Outcome::Later(later)) => break Some(later),
+                        Step::Ended(outcome) => return Self { aws, outcome, calls },
+                    };
+                    of_attempt += 1;
+                    assert!(of_attempt <= MOST_CALLS, "{order:?}: an attempt without an end");
+                    if let Some((i, what)) = meddling.get(&calls) {
+                        aws.meddle(&name(*i), *what, u64::try_from(calls).unwrap());
+                    }
+                    let trouble = troubles.get(&calls).copied();
+                    calls += 1;
+                    if let Some(Trouble::CrashBefore) = trouble {
+                        break None;
+                    }
+                    if let (true, Call::Put(name) | Call::Delete(name, _)) = (careful, &call) {
+                        assert_eq!(told.get(name), Some(&false), "{call:?} over what a look shows to be newer");
+                    }
+                    let answer = match trouble {
+                        Some(Trouble::Refused(kind)) => Err(refusal(kind)),
+                        _ => aws.carry_out(&call, ours(), &mut value),
+                    };
+                    if let Call::Describe(name) | Call::Create(name, _) = &call {
+                        told.insert(name.clone(), aws.holds_newer(name));
+                    }
+                    let answer = match trouble {
+                        Some(Trouble::Crash) => break None,
+                        Some(Trouble::Lost) => Err(refusal(RefusalKind::Transient(Pause::Backoff))),
+                        _ => answer,
+                    };
+                    match machine.observe(answer) {
+                        None => {}
+                        Some(Outcome::Later(later)) => break Some(later),
+                        Some(outcome) => return Self { aws, outcome, calls },
+                    }
+                };
+                match later {
+                    Some(later) => {
+                        tried = true;
+                        absent |= later.reason == Reason::Absent.label();
+                    }
+                    None => (resumed, tried, absent) = (true, false, false),
+                }
+            }
+            panic!("{order:?}: tried again for ever; {calls} calls");
+        }
+    }
+
+    fn settings() -> Metadata {
+        Metadata {
+            description: Some("of the settings".to_owned()),
+            tags: BTreeMap::from([("origin".to_owned(), "keytide".to_owned())]),
+            kms_key_id: None,
+            replica_regions: BTreeSet::new(),
+        }
+    }
+
+    fn orders() -> impl Strategy<Value = Order> {
+        let given = Given {
+            description: Some("its own".to_owned()),
+            tags: None,
+            kms_key_id: Some("alias/own".to_owned()),
+            replica_regions: Some(BTreeSet::from(["eu-west-1".to_owned()])),
+        };
+        let tagged = Given { tags: Some(BTreeMap::from([("team".to_owned(), "core".to_owned())])), ..Given::default() };
+        let given = prop_oneof![Just(None), Just(Some(Box::new(given))), Just(Some(Box::new(tagged)))];
+        let change = prop_oneof![
+            Just((Operation::Create, Change::Store(name(0)))),
+            Just((Operation::Rotate, Change::Store(name(0)))),
+            Just((Operation::Rotate, Change::Move { from: name(0), to: name(1), valued: true })),
+            Just((Operation::Rename, Change::Move { from: name(0), to: name(1), valued: false })),
+            Just((Operation::Delete, Change::Delete { name: name(0), days: 9 })),
+        ];
+        (change, given).prop_map(|((operation, change), given)| {
+            let given = given.filter(|_| operation != Operation::Delete);
+            Order { operation, change, given, writer: None }
+        })
+    }
+
+    /// A secret of an older version, or of one that is nobody's claim.
+    fn secrets() -> impl Strategy<Value = Secret> {
+        let id = prop_oneof![Just(token(1).to_string()), Just("terraform-20261101000000000000000001".to_owned())];
+        let state = prop_oneof![
+            6 => Just((false, false, false)),
+            4 => Just((true, false, false)),
+            1 => Just((false, true, false)),
+            1 => Just((false, false, true)),
+        ];
+        (id, state, any::<[bool; 4]>(), 0..3_u8).prop_map(|(id, (deleted, managed, replica), has, lingers)| Secret {
+            versions: vec![(id.clone(), 50)],
+            current: id,
+            deleted,
+            managed,
+            replica,
+            lingers,
+            leaving: false,
+            metadata: Metadata {
+                description: has[0].then(|| "old".to_owned()),
+                tags: has[1].then(|| ("owner".to_owned(), "somebody".to_owned())).into_iter().collect(),
+                kms_key_id: has[2].then(|| "alias/old".to_owned()),
+                replica_regions: (has[3] && !deleted && !replica && !managed)
+                    .then(|| "ap-south-1".to_owned())
+                    .into_iter()
+                    .collect(),
+            },
+        })
+    }
+
+    fn worlds() -> impl Strategy<Value = Aws> {
+        (option::of(secrets()), option::of(secrets())).prop_map(|(from, to)| {
+            let all = [(name(0), from), (name(1), to)];
+            Aws(all.into_iter().filter_map(|(name, secret)| Some((name, secret?))).collect())
+        })
+    }
+
+    fn crashes() -> impl Strategy<Value = Trouble> {
+        prop_oneof![Just(Trouble::Crash), Just(Trouble::CrashBefore), Just(Trouble::Lost)]
+    }
+
+    fn pauses() -> impl Strategy<Value = RefusalKind> {
+        let pause = prop_oneof![Just(Pause::Soon), Just(Pause::Backoff), Just(Pause::Slow)];
+        pause.prop_map(RefusalKind::Transient)
+    }
+
+    fn is_failure(outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::Failed(_))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn however_often_it_is_begun_anew_an_entry_ends_as_if_nothing_had_happened(
+            order in orders(),
+            aws in worlds(),
+            crashes in vec((0..30_usize, crashes()), 0..6),
+        ) {
+            let plain = Run::of(&order, aws.clone(), &BTreeMap::new(), &BTreeMap::new(), false);
+            let crashed = Run::of(&order, aws, &crashes.into_iter().collect(), &BTreeMap::new(), false);
+            prop_assert_eq!(is_failure(&plain.outcome), is_failure(&crashed.outcome), "{:?} {:?}", plain, crashed);
+            prop_assert!(crashed.aws.written() <= 1);
+            prop_assert_eq!(plain.aws.settled(), crashed.aws.settled());
+        }
+
+        #[test]
+        fn a_refusal_that_passes_changes_nothing_in_the_end(
+            order in orders(),
+            aws in worlds(),
+            at in 0..12_usize,
+            kind in prop_oneof![Just(RefusalKind::Exists), Just(RefusalKind::Absent), Just(RefusalKind::State), pauses()],
+            resumed in any::<bool>(),
+        ) {
+            let troubles = BTreeMap::from([(at, Trouble::Refused(kind))]);
+            let plain = Run::of(&order, aws.clone(), &BTreeMap::new(), &BTreeMap::new(), resumed);
+            let refused = Run::of(&order, aws, &troubles, &BTreeMap::new(), resumed);
+            prop_assert_eq!(is_failure(&plain.outcome), is_failure(&refused.outcome), "{:?} {:?}", plain, refused);
+            prop_assert!(refused.aws.written() <= 1);
+            prop_assert_eq!(plain.aws.settled(), refused.aws.settled());
+        }
+
+        #[test]
+        fn whatever_aws_says_there_is_an_end_and_one_version(
+            order in orders(),
+            aws in worlds(),
+            refusals in vec((0..40_usize, prop_oneof![
+                Just(Trouble::Refused(RefusalKind::Exists)),
+                Just(Trouble::Refused(RefusalKind::Absent)),
+                Just(Trouble::Refused(RefusalKind::State)),
+                Just(Trouble::Refused(RefusalKind::Invalid)),
+                pauses().prop_map(Trouble::Refused),
+                crashes(),
+            ]), 0..12),
+        ) {
+            let run = Run::of(&order, aws, &refusals.into_iter().collect(), &BTreeMap::new(), false);
+            prop_assert!(run.aws.written() <= 1, "{:?}", run);
+        }
+
+        #[test]
+        fn what_others_do_meanwhile_is_not_overwritten_once_it_is_seen(
+            order in orders(),
+            aws in worlds(),
+            meddling in vec((0..30_usize, (0..2_usize, prop_oneof![
+                3 => Just(Meddling::Write),
+                1 => Just(Meddling::Schedule),
+                1 => Just(Meddling::Restore),
+                1 => Just(Meddling::Remove),
+                1 => Just(Meddling::Replicate),
+            ])), 0..8),
+            crashes in vec((0..30_usize, crashes()), 0..4),
+            resumed in any::<bool>(),
+        ) {
+            let run = Run::of(&order, aws, &crashes.into_iter().collect(), &meddling.into_iter().collect(), resumed);
+            prop_assert!(run.aws.written() <= 1, "{:?}", run);
+            prop_assert!(run.calls < 200, "{:?}", run);
+        }
+    }
+
+    #[test]
+    fn aws_that_contradicts_itself_is_asked_again_later() {
+        let order = Order { operation: Operation::Create, change: Change::Store(name(0)), given: None, writer: None };
+        let conditions =
+            Conditions { careful: false, believes_absence: false, may_create: true, restored: false, forced: false };
+        let mut machine = Machine::new(&order, ours(), &settings(), "us-east-1", conditions);
+        for _ in 0..MOST_CALLS {
+            let kind = match machine.step() {
+                Step::Call(Call::Create(..)) => RefusalKind::Exists,
+                Step::Call(_) => RefusalKind::Absent,
+                step => panic!("{step:?}"),
+            };
+            assert_eq!(machine.observe(Err(refusal(kind))), None);
+        }
+        assert!(matches!(machine.step(), Step::Ended(Outcome::Later(_))), "{:?}", machine.step());
+    }
+
+    #[test]
+    fn no_secret_is_made_where_none_may_be() {
+        let conditions =
+            Conditions { careful: false, believes_absence: false, may_create: false, restored: false, forced: false };
+        for operation in [Operation::Create, Operation::Rotate] {
+            let order = Order { operation, change: Change::Store(name(0)), given: None, writer: None };
+            let mut machine = Machine::new(&order, ours(), &settings(), "us-east-1", conditions);
+            assert_eq!(machine.step(), Step::Call(Call::Put(name(0))));
+            let outcome = machine.observe(Err(refusal(RefusalKind::Absent)));
+            let Some(Outcome::Later(later)) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(later.reason, "new_secret_limit");
+        }
+    }
 }

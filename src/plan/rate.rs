@@ -191,3 +191,165 @@ impl Versions {
         self.written.values().map(young).max().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// Takes whatever may be taken until this time.
+    fn take_all(rate: &mut Rate, mut now: Duration, until: Duration) -> u32 {
+        let mut taken = 0;
+        while now <= until {
+            let wait = rate.wait(now);
+            if wait.is_zero() {
+                rate.take(now);
+                taken += 1;
+            } else {
+                now += wait;
+            }
+        }
+        taken
+    }
+
+    #[expect(clippy::float_cmp, reason = "halves and quarters are exact")]
+    #[test]
+    fn throttling_halves_the_rate_once_a_second_and_it_comes_back() {
+        let mut rate = Rate::new(Some(40));
+        let begin = ms(10_000);
+        for i in 0..100 {
+            rate.throttled(begin + ms(i * 9));
+            assert_eq!(rate.current(), Some(20.0));
+        }
+        // A second later it has not recovered by more than a thirtieth of the whole a second.
+        rate.throttled(begin + ms(1000));
+        assert!(rate.current().is_some_and(|rate| (10.0..11.0).contains(&rate)), "{rate:?}");
+        rate.wait(begin + ms(1999));
+        assert!(rate.current().is_some_and(|rate| rate < 11.0), "{rate:?}");
+        rate.wait(begin + ms(33_000));
+        assert_eq!(rate.current(), Some(40.0));
+        for i in 0..100 {
+            rate.throttled(begin + ms(60_000 + i * 1000));
+        }
+        let least = rate.current().unwrap();
+        assert!((40.0 / 64.0..2.0).contains(&least), "{least}");
+    }
+
+    #[test]
+    fn without_a_limit_there_is_none_until_aws_throttles() {
+        let mut rate = Rate::new(None);
+        for _ in 0..10_000 {
+            assert!(rate.wait(Duration::ZERO).is_zero());
+            rate.take(Duration::ZERO);
+        }
+        rate.throttled(ms(1));
+        assert!(rate.current().is_some_and(|rate| rate <= 25.0));
+        assert!(take_all(&mut rate, ms(1), ms(1001)) <= 27);
+        rate.wait(ms(40_000));
+        assert_eq!(rate.current(), None);
+    }
+
+    #[test]
+    fn what_was_not_made_is_given_back_and_a_lifted_limit_is_none() {
+        let mut rate = Rate::new(Some(1));
+        rate.take(Duration::ZERO);
+        assert!(!rate.wait(Duration::ZERO).is_zero());
+        rate.give_back();
+        assert!(rate.wait(Duration::ZERO).is_zero());
+        rate.take(Duration::ZERO);
+        rate.lift();
+        assert!(rate.wait(Duration::ZERO).is_zero());
+    }
+
+    #[test]
+    fn versions_are_counted_for_a_day_each_secret_for_itself() {
+        let name = |i: usize| SecretName::parse(format!("keys/{i}")).unwrap();
+        let mut versions = Versions::default();
+        for i in 1..=5 {
+            assert_eq!(versions.written(&name(0), Duration::from_hours(i)), usize::try_from(i).unwrap());
+        }
+        assert_eq!(versions.written(&name(1), Duration::from_hours(5)), 1);
+        assert_eq!(versions.most(Duration::from_hours(5)), 5);
+        assert_eq!(versions.most(Duration::from_hours(26)), 3);
+        assert_eq!(versions.written(&name(0), Duration::from_hours(26)), 4);
+        // Many other secrets take no memory without an end, and nothing from the one that is written.
+        for i in 2..REMEMBERED + 200 {
+            versions.written(&name(i), Duration::from_hours(26));
+        }
+        assert!(versions.written.len() <= REMEMBERED);
+        assert_eq!(versions.most(Duration::from_hours(100)), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn there_are_never_more_writes_than_the_rate_and_one_second_of_it(
+            limit in 1..200_u32,
+            steps in vec((0..700_u64, 0..40_u32, prop::bool::weighted(0.1)), 1..60),
+        ) {
+            let mut rate = Rate::new(Some(limit));
+            let (mut now, mut taken) = (Duration::ZERO, 0_u32);
+            for (pause, wanted, throttled) in steps {
+                now += ms(pause);
+                if throttled {
+                    rate.throttled(now);
+                }
+                for _ in 0..wanted {
+                    if rate.wait(now).is_zero() {
+                        rate.take(now);
+                        taken += 1;
+                    }
+                }
+                let most = f64::from(limit) * (now.as_secs_f64() + 1.0);
+                prop_assert!(f64::from(taken) <= most + 1e-6, "{} of {} after {:?}", taken, most, now);
+            }
+        }
+
+        #[test]
+        fn nearly_all_of_the_rate_is_used_where_it_is_wanted(limit in 1..200_u32, from in 0..100_000_u64) {
+            let mut rate = Rate::new(Some(limit));
+            // What a whole second holds is taken at once.
+            let burst = take_all(&mut rate, ms(from), ms(from));
+            prop_assert_eq!(burst, limit);
+            let taken = take_all(&mut rate, ms(from), ms(from + 60_000));
+            let whole = f64::from(limit) * 60.0;
+            prop_assert!(f64::from(taken) >= 0.98 * whole - 1.0 && f64::from(taken) <= whole + 1.0, "{}", taken);
+        }
+
+        #[test]
+        fn no_hour_has_more_new_secrets_than_allowed(
+            limit in 1..6_u32,
+            steps in vec((0..1500_u64, 0..3_u8, any::<bool>()), 1..120),
+        ) {
+            let mut new = NewSecrets::new(Some(limit));
+            let (mut now, mut promised, mut made) = (Duration::ZERO, 0_usize, Vec::new());
+            for (pause, act, used) in steps {
+                now += Duration::from_secs(pause);
+                if act < 2 {
+                    let expected = new.next_at().filter(|at| *at > now);
+                    let allowed = new.promise(now);
+                    prop_assert!(!(allowed && expected.is_some()), "{:?} {:?}", new, now);
+                    promised += usize::from(allowed);
+                } else if promised > 0 {
+                    new.keep(now, used);
+                    promised -= 1;
+                    made.extend(used.then_some(now));
+                }
+            }
+            let limit = usize::try_from(limit).unwrap();
+            for window in made.windows(limit + 1) {
+                prop_assert!(window[limit].saturating_sub(window[0]) >= HOUR, "{:?}", window);
+            }
+            // And once nothing is promised, the next one may be made when that is said.
+            for _ in 0..promised {
+                new.keep(now, false);
+            }
+            let at = new.next_at().unwrap_or(now).max(now);
+            prop_assert!(new.promise(at));
+        }
+    }
+}

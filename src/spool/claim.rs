@@ -48,8 +48,6 @@ const PLAIN: &str = ".key";
 pub enum Mark {
     /// Its secret was scheduled for deletion, and is being restored.
     Restored,
-    /// And when that began, it was to get description and tags of another one.
-    Carried,
     /// Somebody wants it also where that overwrites something newer.
     Forced,
 }
@@ -79,7 +77,6 @@ pub struct Spool {
 
 /// An entry that is keytide's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Claimed {
     /// Its identity.
     pub token: Token,
@@ -92,8 +89,6 @@ pub struct Claimed {
     pub resumed: bool,
     /// True if its secret is being restored.
     pub restored: bool,
-    /// True if it gets description and tags of the secret that it is moved from, also once that is scheduled for deletion.
-    pub carried: bool,
     /// True if it may overwrite something newer.
     pub forced: bool,
 }
@@ -212,7 +207,6 @@ impl Spool {
                 dropped_ms: found.map_or(0, |found| found.changed_ms),
                 resumed: true,
                 restored: marks.contains(&(token, Mark::Restored)),
-                carried: marks.contains(&(token, Mark::Carried)),
                 forced: marks.contains(&(token, Mark::Forced)),
             });
         }
@@ -399,7 +393,6 @@ impl Spool {
             dropped_ms: found.changed_ms,
             resumed: false,
             restored: false,
-            carried: false,
             forced: false,
         };
         if name.len() > LONGEST_NAME {
@@ -430,8 +423,7 @@ impl Spool {
             let new_file = claim_name(token, &name);
             if self.retry.move_to(&file, &self.claimed, &new_file)? {
                 let dropped_ms = self.claimed.find(&new_file)?.map_or(0, |found| found.changed_ms);
-                let (restored, carried) = (false, false);
-                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored, carried, forced });
+                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored: false, forced });
             }
             if forced && let Some((old, _)) = split(&file) {
                 self.retry.remove(Mark::Forced.file(old))?;
@@ -512,12 +504,16 @@ impl Spool {
         self.unmark(claim)
     }
 
-    /// Keeps something about a claim.
+    /// Keeps something about a claim, or that it is no longer so.
     ///
     /// # Errors
     /// If that cannot be kept.
-    pub fn mark(&mut self, token: Token, mark: Mark) -> Result<(), SpoolError> {
-        self.claimed.touch(&mark.file(token))?;
+    pub fn mark(&mut self, token: Token, mark: Mark, is_so: bool) -> Result<(), SpoolError> {
+        if is_so {
+            self.claimed.touch(&mark.file(token))?;
+        } else {
+            self.claimed.remove(mark.file(token))?;
+        }
         Ok(self.claimed.sync()?)
     }
 
@@ -544,8 +540,7 @@ impl Spool {
     }
 
     fn unmark(&self, claim: &Claimed) -> Result<(), SpoolError> {
-        let Claimed { restored, carried, forced, .. } = *claim;
-        let marks = [(restored, Mark::Restored), (carried, Mark::Carried), (forced, Mark::Forced)];
+        let marks = [(claim.restored, Mark::Restored), (claim.forced, Mark::Forced)];
         for (_, mark) in marks.into_iter().filter(|(marked, _)| *marked) {
             self.claimed.remove(mark.file(claim.token))?;
         }
@@ -559,7 +554,6 @@ impl Mark {
     const fn suffix(self) -> &'static str {
         match self {
             Self::Restored => ".restored",
-            Self::Carried => ".carried",
             Self::Forced => ".forced",
         }
     }
@@ -573,8 +567,7 @@ impl Mark {
     /// The mark whose file has this name.
     fn of(name: &OsStr) -> Option<(Token, Self)> {
         let name = name.to_str()?;
-        let mark =
-            [Self::Restored, Self::Carried, Self::Forced].into_iter().find(|mark| name.ends_with(mark.suffix()))?;
+        let mark = [Self::Restored, Self::Forced].into_iter().find(|mark| name.ends_with(mark.suffix()))?;
         Some((Token::parse(name.strip_suffix(mark.suffix())?)?, mark))
     }
 }
