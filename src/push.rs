@@ -485,6 +485,7 @@ impl Working {
 
     /// Who writes is somebody that the status shows.
     async fn look_at_writer(&mut self) {
+        // Not waited for: an attempt that is getting credentials goes on only after this.
         let known = self.push.stores.own.auth().known().await;
         self.push.health.update(|status| {
             let Some(writer) = status.spool.as_mut().and_then(|spool| spool.writer.as_mut()) else { return };
@@ -734,8 +735,15 @@ impl Working {
         let Some(held) = self.queue.payload_mut(token) else { return };
         held.attempts = held.attempts.saturating_add(1);
         held.absent_since = absent.then(|| held.absent_since.unwrap_or(now));
-        held.denied_since = (reason == denied).then(|| held.denied_since.unwrap_or(now));
-        let too_long = held.denied_since.is_some_and(|since| now.saturating_sub(since) >= DENIED_FOR);
+        // A call that never came so far says nothing of what is allowed.
+        let silent = [Reason::Unavailable, Reason::Throttled, Reason::Identity, Reason::Clock].map(Reason::label);
+        if reason == denied {
+            held.denied_since.get_or_insert(now);
+        } else if !silent.contains(&reason) {
+            held.denied_since = None;
+        }
+        let denied_for = held.denied_since.filter(|_| reason == denied).map(|since| now.saturating_sub(since));
+        let too_long = denied_for.is_some_and(|time| time >= DENIED_FOR);
         let mut delay = match pause {
             Pause::Soon => schedule::soon(&mut self.push.random),
             Pause::Backoff => schedule::backoff(held.attempts, &mut self.push.random),

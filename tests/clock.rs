@@ -18,7 +18,7 @@ use std::{
     fs,
     future::Future,
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::PathBuf,
     sync::{
         Arc, PoisonError, RwLock,
@@ -32,7 +32,7 @@ use std::{
 use keytide::{
     config::{
         Aws, Config, Container, Credentials, Endpoints, FileAccess, Identity, Network, OnMissing, Output, OutputKind,
-        Refresh, State, StaticKeys, Token,
+        Refresh, Spool, State, StaticKeys, Token, VirtualKeys,
     },
     daemon::{Daemon, World},
     domain::{
@@ -40,8 +40,9 @@ use keytide::{
         mapping::{Format, Key, Origin, Request, Selection, Wholesale},
         names::{KeyName, OutputName, SecretId},
         value::SecretValue,
+        virtual_key::{Operation, Rules},
     },
-    health::{Health, KeyStatus, Verdict},
+    health::{Health, KeyStatus, SpoolStatus, Verdict},
     supervisor::Ending,
 };
 use keytide_emulator::{Emulator, Fault, FaultKind, PodIdentity, Role, Seed, Statement, User};
@@ -224,6 +225,51 @@ impl Scene {
         config
     }
 
+    /// Virtual keys below `app/`, without any limit of ours, and nothing to read.
+    fn config_of_spool(&self) -> Config {
+        let rules =
+            Rules { prefix: "app/".to_owned(), operations: Operation::ALL.into_iter().collect(), ..Rules::default() };
+        let virtual_keys = VirtualKeys {
+            rules,
+            teams: Vec::new(),
+            rate: None,
+            max_new_secrets_per_hour: None,
+            spool: Spool { directory: self.spool(), allow_disk: false, max_entries: 4096, plain_files: false },
+        };
+        let mut config = self.config();
+        // The clock moves by more than those at once, perhaps while the emulator's thread waits for a processor.
+        (config.refresh.call_timeout, config.aws.network.connect_timeout) = (DAY, DAY);
+        Config { wholesale: Vec::new(), outputs: Vec::new(), virtual_keys: Some(virtual_keys), ..config }
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.directory.path().join("in")
+    }
+
+    /// Leaves an entry in the spool; `order` goes before its time in the order of names.
+    fn leave(&self, order: usize, entry: &str) {
+        let (temporary, name) = (self.spool().join(".entry"), self.spool().join(format!("{order:020}-test-0.json")));
+        fs::write(&temporary, entry).unwrap();
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::rename(temporary, name).unwrap();
+    }
+
+    fn leave_value(&self, order: usize, operation: &str, name: &str, value: &str) {
+        self.leave(order, &format!(r#"{{"op":"{operation}","name":"{name}","value":"{value}"}}"#));
+    }
+
+    /// The values of all versions, in the order in which they were made.
+    fn versions(&self, name: &str) -> Vec<String> {
+        let versions = self.aws.secret(name).map(|secret| secret.versions).unwrap_or_default();
+        versions.into_iter().map(|version| version.value).collect()
+    }
+
+    fn failed(&self) -> Vec<String> {
+        let files = fs::read_dir(self.spool().join("failed")).unwrap().map(|file| file.unwrap().path());
+        let reasons = files.filter(|path| path.to_string_lossy().ends_with(".error.json"));
+        reasons.map(|path| fs::read_to_string(path).unwrap()).collect()
+    }
+
     fn file(&self) -> PathBuf {
         self.directory.path().join("keys.env")
     }
@@ -234,6 +280,19 @@ impl Scene {
 
     /// Builds a daemon, starts it, and waits for the end of its first refresh.
     async fn run(&self, config: Config, random: u64) -> Running<'_> {
+        let mut running = self.start(config, random).await;
+        running.until_refreshed(1).await;
+        running
+    }
+
+    /// The same of one that reads nothing, until it has looked at its spool.
+    async fn run_spool(&self, config: Config, random: u64) -> Running<'_> {
+        let mut running = self.start(config, random).await;
+        running.settle().await;
+        running
+    }
+
+    async fn start(&self, config: Config, random: u64) -> Running<'_> {
         let world = World {
             now: || time(OURS.get()),
             in_pod: false,
@@ -247,9 +306,7 @@ impl Scene {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(daemon.run(stop.clone().cancelled_owned()));
-        let mut running = Running { scene: self, health, port, tasks, stop, due: Duration::ZERO };
-        running.until_refreshed(1).await;
-        running
+        Running { scene: self, health, port, tasks, stop, due: Duration::ZERO }
     }
 }
 
@@ -276,6 +333,78 @@ impl Running<'_> {
         while self.scene.theirs.load(Ordering::Relaxed) + u64::try_from(self.due.as_millis()).unwrap() <= end {
             self.step().await;
         }
+    }
+
+    /// Moves the clocks in steps of this length; after each, everybody does what is to be done.
+    async fn pass(&mut self, duration: Duration, step: Duration) {
+        let mut left = duration;
+        while !left.is_zero() {
+            let by = step.min(left);
+            left -= by;
+            self.advance(by).await;
+            self.settle().await;
+        }
+    }
+
+    /// The same until it is so; false if it was not within this time.
+    async fn pass_until(&mut self, within: Duration, step: Duration, so: impl Fn(&Self) -> bool) -> bool {
+        let mut left = within;
+        while !so(self) {
+            if left.is_zero() {
+                return false;
+            }
+            let by = step.min(left);
+            left -= by;
+            self.pass(by, step).await;
+        }
+        true
+    }
+
+    /// Waits until nobody has anything to do at this time, as far as can be seen from here.
+    async fn settle(&mut self) {
+        const CALLS: [&str; 7] =
+            ["CreateSecret", "PutSecretValue", "DescribeSecret", "DeleteSecret", "RestoreSecret", GET, EXCHANGE];
+        const QUIET: u32 = 12;
+        let aws = &self.scene.aws;
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = (0, 0, 0);
+        let mut quiet = 0;
+        while quiet < QUIET {
+            assert!(Instant::now() < deadline, "it never ends: {:?}", self.health.status().spool);
+            // The driver of sockets has its turn; the emulator and the watch, in their threads, get the processor.
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+            thread::sleep(Duration::from_micros(100));
+            let spool = self.spool();
+            let attempts: u32 = spool.problems.iter().map(|problem| problem.attempts).sum();
+            let state = (CALLS.iter().map(|call| aws.count(call)).sum::<usize>(), spool.confirmed, attempts);
+            quiet = if state == seen { quiet + 1 } else { 0 };
+            seen = state;
+            if quiet == QUIET && aws.requests().iter().any(|request| request.outcome == "pending") {
+                quiet = 0;
+            }
+        }
+        if let Some(ended) = self.tasks.try_join_next() {
+            panic!("the daemon ended: {:?}", ended.unwrap());
+        }
+        assert_eq!(self.health.live(), Verdict::Yes);
+    }
+
+    /// Waits until the daemon has seen what was left in the spool, at this time: events come from a thread of their own.
+    async fn noticed(&mut self) {
+        let spool = self.scene.spool();
+        let deadline = Instant::now() + PATIENCE;
+        let waits = || fs::read_dir(&spool).unwrap().any(|file| file.unwrap().path().extension().is_some());
+        while waits() {
+            assert!(Instant::now() < deadline, "nobody takes what is in the spool: {:?}", self.spool());
+            self.pass(Duration::from_millis(100), Duration::from_millis(100)).await;
+        }
+        self.settle().await;
+    }
+
+    fn spool(&self) -> SpoolStatus {
+        self.health.status().spool.unwrap()
     }
 
     fn refreshes(&self) -> u64 {
@@ -792,6 +921,323 @@ fn ten_thousand_refreshes_leave_no_trace() {
         assert_eq!(running.metric("keytide_output_writes_total", "").await, 1.0, "the first one");
         assert_eq!(running.metric("keytide_output_repairs_total", "").await, 0.0);
         assert_eq!(fs::metadata(scene.file()).unwrap().ino(), inode);
+        running.end().await;
+    });
+}
+
+const CREATE: &str = "CreateSecret";
+const PUT: &str = "PutSecretValue";
+const DESCRIBE: &str = "DescribeSecret";
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn an_hour_without_aws_costs_few_calls_and_no_entry() {
+    const NAMES: u32 = 5;
+    paused(async {
+        let scene = Scene::new(Seed::default().secret("app/rotated", "0"));
+        let mut running = scene.run_spool(scene.config_of_spool(), 30).await;
+        scene.aws.set_down(true);
+        for n in 0..NAMES - 1 {
+            scene.leave_value(usize::try_from(n).unwrap(), "create", &format!("app/{n}"), "1");
+        }
+        scene.leave_value(10, "rotate", "app/rotated", "1");
+        running.noticed().await;
+        running.pass(HOUR, SECOND).await;
+        let spool = running.spool();
+        assert_eq!((spool.claimed, spool.failed, spool.confirmed), (5, 0, 0));
+        assert_eq!(spool.problems.len(), 5);
+        for problem in &spool.problems {
+            assert_eq!(problem.reason, "unavailable");
+            // 1, 2, 4, … 60 s, the upper half of each random.
+            assert!((60..=130).contains(&problem.attempts), "{}: {}", problem.subject, problem.attempts);
+        }
+        let attempts: u32 = spool.problems.iter().map(|problem| problem.attempts).sum();
+        let calls = running.metric("keytide_aws_requests_total", "outcome=\"unavailable\"").await;
+        assert_eq!(calls, f64::from(attempts), "one call an attempt");
+        let retries = running.metric("keytide_spool_retries_total", "reason=\"unavailable\"").await;
+        assert_eq!(retries, f64::from(attempts), "each is counted with its reason");
+        assert_eq!(running.metric("keytide_spool_oldest_claim_timestamp_seconds", "").await, 1_793_491_200.0);
+        scene.aws.set_down(false);
+        let stored =
+            running.pass_until(Duration::from_secs(62), SECOND, |running| running.spool().confirmed == 5).await;
+        assert!(stored, "the next attempt stores it: {:?}", running.spool());
+        for n in 0..NAMES - 1 {
+            assert_eq!(scene.versions(&format!("app/{n}")), ["1"]);
+        }
+        assert_eq!(scene.versions("app/rotated"), ["0", "1"]);
+        running.end().await;
+    });
+}
+
+#[test]
+fn what_is_denied_for_a_day_has_failed_and_not_before() {
+    paused(async {
+        let scene = Scene::new(Seed::default());
+        let mut running = scene.run_spool(scene.config_of_spool(), 31).await;
+        let denied = FaultKind::Error { code: "AccessDeniedException".to_owned(), status: 400, message: String::new() };
+        scene.aws.fault(Fault::on(CREATE).kind(denied));
+        scene.leave_value(0, "create", "app/a", "1");
+        running.noticed().await;
+        let step = Duration::from_secs(20);
+        running.pass(DAY - Duration::from_mins(1), step).await;
+        let spool = running.spool();
+        assert_eq!((spool.claimed, spool.failed), (1, 0), "not before");
+        assert_eq!(spool.problems.first().map(|problem| problem.reason.as_str()), Some("denied"));
+        let attempts = scene.aws.count(CREATE);
+        assert!((24 * 6..=24 * 12 + 10).contains(&attempts), "{attempts}");
+        let failed = running.pass_until(Duration::from_mins(12), step, |running| running.spool().failed == 1).await;
+        assert!(failed, "{:?}", running.spool());
+        let reasons = scene.failed();
+        assert!(reasons.len() == 1 && reasons.iter().all(|reason| reason.contains("\"denied\"")), "{reasons:?}");
+        assert_eq!(running.metric("keytide_spool_failed_total", "reason=\"denied\"").await, 1.0);
+        scene.aws.clear_faults();
+        let calls = scene.aws.count(CREATE);
+        running.pass(HOUR, step).await;
+        assert_eq!(scene.aws.count(CREATE), calls, "nobody asks for it again");
+        running.end().await;
+    });
+}
+
+/// Denied for twenty hours, then something else for a while, then denied again. True if it has failed after a day of all.
+async fn fails_in_spite_of(something: FaultKind) -> bool {
+    let scene = Scene::new(Seed::default());
+    let mut running = scene.run_spool(scene.config_of_spool(), 32).await;
+    let denied = FaultKind::Error { code: "AccessDeniedException".to_owned(), status: 400, message: String::new() };
+    let fault = scene.aws.fault(Fault::on(CREATE).kind(denied.clone()));
+    scene.leave_value(0, "create", "app/a", "1");
+    running.noticed().await;
+    let step = Duration::from_secs(30);
+    running.pass(Duration::from_hours(20), step).await;
+    scene.aws.remove_fault(fault);
+    let other = scene.aws.fault(Fault::on(CREATE).kind(something));
+    running.pass(Duration::from_mins(30), step).await;
+    scene.aws.remove_fault(other);
+    scene.aws.fault(Fault::on(CREATE).kind(denied));
+    running.pass(Duration::from_hours(5), step).await;
+    let spool = running.spool();
+    assert_eq!(spool.claimed + spool.failed, 1);
+    if spool.failed == 0 {
+        scene.aws.clear_faults();
+        assert!(running.pass_until(Duration::from_mins(11), step, |running| running.spool().confirmed == 1).await);
+        assert_eq!(scene.versions("app/a"), ["1"]);
+    }
+    running.end().await;
+    spool.failed == 1
+}
+
+#[test]
+fn a_day_of_denials_begins_anew_when_it_was_allowed_between() {
+    paused(async {
+        // AWS looks at the permission first, then at the key.
+        let key = FaultKind::Error { code: "EncryptionFailure".to_owned(), status: 400, message: String::new() };
+        assert!(!fails_in_spite_of(key).await);
+    });
+}
+
+#[test]
+fn a_day_of_denials_does_not_begin_anew_when_aws_was_away_between() {
+    paused(async {
+        assert!(fails_in_spite_of(FaultKind::InternalError).await);
+    });
+}
+
+#[test]
+fn new_secrets_beyond_those_of_an_hour_come_in_the_next_ones() {
+    paused(async {
+        let scene = Scene::new(Seed::default());
+        let mut config = scene.config_of_spool();
+        config.virtual_keys.as_mut().unwrap().max_new_secrets_per_hour = Some(2);
+        let mut running = scene.run_spool(config, 33).await;
+        for n in 0..5 {
+            scene.leave_value(n, "create", &format!("app/{n}"), "1");
+        }
+        running.noticed().await;
+        let confirmed = |running: &Running<'_>| running.spool().confirmed;
+        assert_eq!(confirmed(&running), 2);
+        assert!(running.spool().problems.iter().all(|problem| problem.reason == "new_secret_limit"));
+        let step = Duration::from_secs(5);
+        let minute = Duration::from_mins(1);
+        for (made, calls) in [(2, 5), (4, 7)] {
+            running.pass(minute, step).await;
+            assert_eq!(confirmed(&running), made);
+            let before = scene.aws.requests().len();
+            running.pass(HOUR - 3 * minute, step).await;
+            assert_eq!(confirmed(&running), made, "not before the hour is over");
+            assert_eq!(scene.aws.requests().len(), before, "and no call meanwhile");
+            assert!(before <= 2 * calls, "{before}");
+            running.pass(3 * minute, step).await;
+        }
+        assert_eq!(confirmed(&running), 5);
+        for n in 0..5 {
+            assert_eq!(scene.versions(&format!("app/{n}")), ["1"]);
+        }
+        assert_eq!(running.metric("keytide_spool_new_secrets_total", "").await, 5.0);
+        running.end().await;
+    });
+}
+
+#[test]
+fn an_entry_that_waited_for_more_than_a_minute_is_sent_after_one_look() {
+    const ENTRIES: usize = 90;
+    paused(async {
+        let scene = Scene::new(Seed::default());
+        let mut config = scene.config_of_spool();
+        config.virtual_keys.as_mut().unwrap().rate = Some(1);
+        let mut running = scene.run_spool(config, 34).await;
+        for n in 0..ENTRIES {
+            scene.leave_value(n, "create", &format!("app/{n}"), "1");
+        }
+        running.noticed().await;
+        let all = u64::try_from(ENTRIES).unwrap();
+        assert!(running.pass_until(Duration::from_mins(2), SECOND, |running| running.spool().confirmed == all).await);
+        let requests = scene.aws.requests();
+        let mut looked = 0;
+        for n in 0..ENTRIES {
+            let name = format!("app/{n}");
+            let of_name: Vec<_> = requests.iter().filter(|request| request.secret_ids.contains(&name)).collect();
+            let actions: Vec<&str> = of_name.iter().map(|request| request.action.as_str()).collect();
+            let waited = of_name.last().unwrap().at_ms - i64::try_from(START).unwrap();
+            // The clocks move by a second.
+            match waited {
+                ..=58_000 => assert_eq!(actions, [CREATE], "{name} after {waited} ms"),
+                63_000.. => assert_eq!(actions, [DESCRIBE, CREATE], "{name} after {waited} ms"),
+                _ => {}
+            }
+            looked += usize::from(actions.contains(&DESCRIBE));
+        }
+        assert!((20..=50).contains(&looked), "those that were not sent within a minute: {looked}");
+        running.end().await;
+    });
+}
+
+/// keytide's wall clock jumps, and AWS's does not.
+fn jump_of_ours(forward: bool) {
+    let hour = u64::try_from(HOUR.as_millis()).unwrap();
+    OURS.set(if forward { OURS.get() + hour } else { OURS.get() - hour });
+}
+
+#[test]
+fn entries_survive_a_clock_that_jumps_in_their_order() {
+    for seed in 35..38 {
+        for first in [true, false] {
+            paused(async {
+                let scene = Scene::new(Seed::default());
+                let mut running = scene.run_spool(scene.config_of_spool(), seed).await;
+                let mut order = 0;
+                let mut expected = Vec::new();
+                for forward in [first, !first, !first, first] {
+                    for _ in 0..3 {
+                        order += 1;
+                        expected.push(order.to_string());
+                        scene.leave_value(order, "create", "app/a", &order.to_string());
+                        running.noticed().await;
+                        let confirmed = u64::try_from(order).unwrap();
+                        let minutes = Duration::from_mins(3);
+                        let stored =
+                            running.pass_until(minutes, SECOND, |running| running.spool().confirmed == confirmed);
+                        assert!(stored.await, "entry {order}: {:?} {:?}", running.spool(), scene.failed());
+                    }
+                    jump_of_ours(forward);
+                }
+                assert_eq!(scene.versions("app/a"), expected);
+                assert_eq!(scene.aws.value("app/a"), expected.last().cloned());
+                assert_eq!(running.spool().failed, 0);
+                running.end().await;
+            });
+        }
+    }
+}
+
+#[test]
+fn entries_that_wait_while_the_clock_jumps_keep_their_order() {
+    for forward in [true, false] {
+        paused(async {
+            let scene = Scene::new(Seed::default().secret("app/a", "0"));
+            let mut running = scene.run_spool(scene.config_of_spool(), 39).await;
+            let away = scene.aws.fault(Fault::any().kind(FaultKind::InternalError));
+            scene.leave_value(1, "rotate", "app/a", "1");
+            scene.leave(2, r#"{"op":"rename","name":"app/a","new_name":"app/b"}"#);
+            running.noticed().await;
+            jump_of_ours(forward);
+            scene.leave_value(3, "rotate", "app/b", "3");
+            scene.leave_value(4, "create", "app/a", "4");
+            running.noticed().await;
+            running.pass(Duration::from_mins(5), SECOND).await;
+            jump_of_ours(!forward);
+            scene.leave_value(5, "rotate", "app/b", "5");
+            running.noticed().await;
+            scene.aws.remove_fault(away);
+            let minutes = Duration::from_mins(5);
+            let stored = running.pass_until(minutes, SECOND, |running| running.spool().claimed == 0).await;
+            assert!(stored, "{:?} {:?}", running.spool(), scene.failed());
+            assert_eq!(scene.versions("app/a"), ["0", "1", "4"]);
+            assert_eq!(scene.aws.value("app/a").as_deref(), Some("4"));
+            assert_eq!(scene.versions("app/b"), ["1", "5"], "the value that was moved, and the last of those folded");
+            assert_eq!(scene.aws.value("app/b").as_deref(), Some("5"));
+            assert_eq!(running.spool().failed, 0);
+            running.end().await;
+        });
+    }
+}
+
+#[test]
+fn a_failed_entry_is_removed_after_a_week_when_two_looks_agree() {
+    paused(async {
+        let scene = Scene::new(Seed::default());
+        // What the file system says of a file is of the machine's own clock.
+        let real = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+        let real = u64::try_from(real).unwrap();
+        OURS.set(real);
+        scene.theirs.store(real, Ordering::Relaxed);
+        let mut running = scene.run_spool(scene.config_of_spool(), 40).await;
+        scene.leave(0, "{");
+        running.noticed().await;
+        assert!(running.pass_until(HOUR, SECOND, |running| running.spool().failed == 1).await);
+        let week = 7 * 24 * 60 * 60 * 1000;
+        let step = Duration::from_mins(1);
+        // A clock that was wrong for one look.
+        OURS.set(real + 2 * week);
+        running.pass(HOUR + step, step).await;
+        assert_eq!(scene.failed().len(), 1, "one look is not enough");
+        OURS.set(real);
+        running.pass(HOUR + step, step).await;
+        OURS.set(real + 2 * week);
+        running.pass(HOUR, step).await;
+        assert_eq!(scene.failed().len(), 1, "nor are two that did not agree with the one between");
+        OURS.set(real + week - 24 * 60 * 60 * 1000);
+        running.pass(3 * HOUR, step).await;
+        assert_eq!(scene.failed().len(), 1, "six days are no week");
+        OURS.set(real + week + 60_000);
+        running.pass(3 * HOUR, step).await;
+        assert_eq!(scene.failed().len(), 0, "after seven it is gone");
+        assert!(running.pass_until(step, SECOND, |running| running.spool().failed == 0).await);
+        let left = |name: &str| fs::read_dir(scene.spool().join(name)).unwrap().count();
+        assert_eq!((left("failed"), left(".results"), left(".claimed")), (0, 0, 0));
+        running.end().await;
+    });
+}
+
+#[test]
+fn many_versions_of_one_secret_are_counted_for_a_day() {
+    const VERSIONS: u16 = 82;
+    paused(async {
+        let scene = Scene::new(Seed::default().secret("app/a", "0"));
+        let mut running = scene.run_spool(scene.config_of_spool(), 41).await;
+        for n in 0..usize::from(VERSIONS) {
+            scene.leave_value(n, "rotate", "app/a", &n.to_string());
+            running.noticed().await;
+            let stored = u64::try_from(n).unwrap() + 1;
+            assert!(running.pass_until(HOUR, SECOND, |running| running.spool().confirmed == stored).await);
+        }
+        assert_eq!(scene.aws.count(PUT), usize::from(VERSIONS), "one call each");
+        running.pass(SECOND, SECOND).await;
+        let busiest = "keytide_spool_busiest_secret_versions";
+        assert_eq!(running.metric(busiest, "").await, f64::from(VERSIONS));
+        let step = Duration::from_mins(1);
+        running.pass(DAY - HOUR, step).await;
+        assert_eq!(running.metric(busiest, "").await, f64::from(VERSIONS), "within a day");
+        running.pass(HOUR + HOUR, step).await;
+        assert_eq!(running.metric(busiest, "").await, 0.0, "and not after it");
         running.end().await;
     });
 }

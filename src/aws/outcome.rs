@@ -126,7 +126,15 @@ impl Failure {
         let Self { reason, code, request_id: _ } = self;
         let advice = match (reason, code.as_str()) {
             (Reason::Denied, _) => {
-                format!(": allow secretsmanager:{action} on it to {who} (`keytide policy` prints all that is needed)")
+                // AWS asks for these as well, where a new secret has tags or replicas.
+                let more = if action == "CreateSecret" {
+                    ", and secretsmanager:TagResource and secretsmanager:ReplicateSecretToRegions for its tags and replicas,"
+                } else {
+                    ""
+                };
+                format!(
+                    ": allow secretsmanager:{action}{more} on it to {who} (`keytide policy` prints all that is needed)"
+                )
             }
             (_, "LimitExceededException") => {
                 ": AWS keeps about a hundred versions of a secret, none for less than a day; retried slowly".to_owned()

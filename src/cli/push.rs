@@ -16,6 +16,7 @@ use super::{Exit, complain, print};
 use crate::{
     domain::virtual_key::Operation,
     plan::naming::LONGEST_VALUE,
+    process,
     spool::failed::{Reason, result_of},
     telemetry,
 };
@@ -55,6 +56,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Leaves the entry, and waits for it where that is wanted.
 pub(super) fn push(spool: &Path, asked: &Asked<'_>) -> Exit {
+    process::protect();
     let valued = matches!(asked.operation, Operation::Create | Operation::Rotate);
     let value = if valued {
         match read_value() {

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     domain::virtual_key::Token,
+    process,
     spool::{
         SpoolError,
         shelf::{FailedEntry, Listed, Retried, Shelf},
@@ -28,6 +29,8 @@ pub(super) enum Which {
 
 /// Shows what is there.
 pub(super) fn list(spool: &Path, form: Form) -> Exit {
+    // Whoever says what an entry is about has read it.
+    process::protect();
     let listed = match Shelf::open(spool).and_then(|shelf| shelf.list()) {
         Ok(listed) => listed,
         Err(error) => return refused(&error),

@@ -411,7 +411,9 @@ impl Spool {
         names.sort_unstable();
         for file in names {
             let Some((token, name)) = split(&file) else { continue };
-            let forced = self.retry.find(OsStr::new(&Mark::Forced.file(token)))?.is_some();
+            let old = token;
+            let marked = |mark: Mark| Ok::<_, SpoolError>(self.retry.find(OsStr::new(&mark.file(old)))?.is_some());
+            let (forced, restored) = (marked(Mark::Forced)?, marked(Mark::Restored)?);
             let token = if forced {
                 let new = self.tokens.next(look.now_ms, &mut self.random);
                 self.claimed.touch(&Mark::Forced.file(new))?;
@@ -420,13 +422,16 @@ impl Spool {
                 self.tokens.seen(token);
                 token
             };
+            if restored {
+                self.claimed.touch(&Mark::Restored.file(token))?;
+            }
             let new_file = claim_name(token, &name);
             if self.retry.move_to(&file, &self.claimed, &new_file)? {
                 let dropped_ms = self.claimed.find(&new_file)?.map_or(0, |found| found.changed_ms);
-                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored: false, forced });
+                scan.claimed.push(Claimed { token, name, dropped_ms, resumed: true, restored, forced });
             }
-            if forced && let Some((old, _)) = split(&file) {
-                self.retry.remove(Mark::Forced.file(old))?;
+            for mark in [Mark::Forced, Mark::Restored] {
+                self.retry.remove(mark.file(old))?;
             }
         }
         Ok(())
@@ -500,6 +505,10 @@ impl Spool {
         subject: Option<&str>,
         now_ms: u64,
     ) -> Result<(), SpoolError> {
+        if claim.restored {
+            // Whoever tries it again makes the rest of its secret equal. A full disk costs that, not the entry.
+            drop(self.failed.directory.touch(&Mark::Restored.file(claim.token)));
+        }
         self.failed.take(&self.claimed, claim, rejection, subject, now_ms)?;
         self.unmark(claim)
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     FAILED, RESULTS, SpoolError,
-    claim::{Claimed, claim_name, split},
+    claim::{Claimed, Mark, claim_name, split},
     own_directory, shown,
 };
 use crate::{
@@ -154,6 +154,7 @@ impl Failed {
     /// Removes what was said of an entry.
     pub(super) fn forget(&self, token: Token, name: &OsStr) -> Result<(), SpoolError> {
         self.directory.remove(reason_name(token))?;
+        self.directory.remove(Mark::Restored.file(token))?;
         Ok(self.results.remove(name)?)
     }
 }

@@ -138,6 +138,10 @@ impl Shelf {
         if force {
             self.retry.touch(&Mark::Forced.file(*token))?;
         }
+        let restored = Mark::Restored.file(*token);
+        if self.failed.directory.find(restored.as_ref())?.is_some() {
+            self.retry.touch(&restored)?;
+        }
         let file = claim_name(*token, name);
         // The mark is there before the entry, and the reason goes after it.
         let moved = self.failed.directory.move_to(&file, &self.retry, &file)?;

@@ -170,10 +170,15 @@ impl Stage {
     }
 
     pub(crate) fn run_with(&self, arguments: &[&str]) -> Daemon {
+        self.start(self.command(arguments))
+    }
+
+    /// Starts this command, which ends up as keytide, in the background.
+    pub(crate) fn start(&self, mut command: Command) -> Daemon {
         let log = self.path(&format!("log-{:08x}", fastrand::u32(..)));
         let file = fs::File::create(&log).unwrap();
         let out = file.try_clone().unwrap();
-        let child = self.command(arguments).stdout(out).stderr(file).spawn().unwrap();
+        let child = command.stdout(out).stderr(file).spawn().unwrap();
         Daemon { child, log }
     }
 
