@@ -8,37 +8,35 @@
 #![expect(clippy::print_stdout, reason = "a table, for people")]
 #![expect(clippy::disallowed_methods, reason = "a program of its own: it reads its environment, the clock, and sleeps")]
 
+mod shared;
+
 use std::{
-    error::Error,
     ffi::{OsStr, OsString},
     fmt::Write as _,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use aws_sdk_secretsmanager::{
     Client,
-    config::{self, BehaviorVersion, Credentials, Region},
+    config::{self, Credentials},
 };
-use aws_smithy_http_client::tls;
 use aws_types::SdkConfig;
 use futures_util::future::try_join_all;
 use keytide_emulator::{Emulator, Role, Statement, User};
 use tempfile::TempDir;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use shared::{Process, Result, attempts, median, sdk, verdict};
 
 const SECRETS: usize = 100;
 /// The most ids of one `BatchGetSecretValue`.
 const BATCH: usize = 20;
 /// Odd, so that there is one in the middle.
 const RUNS: usize = 61;
-/// What else runs on a machine only makes a ratio worse: a goal is missed if it is missed so many times.
-const ATTEMPTS: u32 = 3;
 /// The longest that one run may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How this program is called when it plays the part of the bare SDK.
@@ -82,9 +80,6 @@ struct Bench {
     token: PathBuf,
 }
 
-/// A process that is ended with its run.
-struct Process(Child);
-
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|argument| argument == AS_BARE_SDK).is_some() {
@@ -97,21 +92,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let assert = arguments.any(|argument| argument == "--assert");
-    for attempt in 1..=ATTEMPTS {
-        match measure() {
-            Ok(reached) if reached || !assert => return ExitCode::SUCCESS,
-            Ok(_) if attempt < ATTEMPTS => {
-                println!("\na goal was missed: measured once more, since machines are noisy");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                println!("the bench failed: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
-    }
-    ExitCode::FAILURE
+    attempts(arguments.any(|argument| argument == "--assert"), measure)
 }
 
 /// Runs everything, prints the table, and says whether each goal was reached.
@@ -150,18 +131,18 @@ fn measure() -> Result<bool> {
         let (median, calls) = (runs.median(), runs.calls()?);
         println!("  {:<44} {median:>6.1} ms {fastest:>6.1} ms {slowest:>6.1} ms   {calls}", contender.name());
     }
-    let median = |wanted| measured.iter().find(|(one, _)| *one == wanted).map(|(_, runs)| runs.median());
-    let keytide = median(Contender::Keytide).unwrap_or(f64::NAN);
+    let of = |wanted| measured.iter().find(|(one, _)| *one == wanted).map(|(_, runs)| runs.median());
+    let keytide = of(Contender::Keytide).unwrap_or(f64::NAN);
     println!();
     let mut reached = true;
-    let sdk = keytide / median(Contender::SdkBatch).unwrap_or(f64::NAN);
-    reached &= verdict("keytide / bare SDK, the same calls", sdk, sdk < MOST_TIMES_THE_SDK, "under 2");
-    let single = keytide / median(Contender::SdkSingle).unwrap_or(f64::NAN);
+    let batch = keytide / of(Contender::SdkBatch).unwrap_or(f64::NAN);
+    reached &= verdict("keytide / bare SDK, the same calls", batch, batch < MOST_TIMES_THE_SDK, "under 2");
+    let single = keytide / of(Contender::SdkSingle).unwrap_or(f64::NAN);
     println!("  {:<44} {single:>6.2}      no goal", "keytide / bare SDK, one call a secret");
     let goal = "at most 1.2";
     reached &=
         verdict("keytide / bare SDK, with IRSA, the same calls", irsa, irsa <= MOST_TIMES_THE_SDK_WITH_IRSA, goal);
-    if let Some(boto3) = median(Contender::Boto3) {
+    if let Some(boto3) = of(Contender::Boto3) {
         let ratio = boto3 / keytide;
         reached &= verdict("boto3 / keytide", ratio, ratio >= LEAST_TIMES_FASTER_THAN_BOTO3, "at least 10");
     } else {
@@ -177,14 +158,7 @@ fn measure() -> Result<bool> {
 fn paired(measured: &[(Contender, Runs)], one: Contender, other: Contender) -> f64 {
     let times =
         |wanted| measured.iter().filter(move |(who, _)| *who == wanted).flat_map(|(_, runs)| &runs.milliseconds);
-    let mut ratios: Vec<f64> = times(one).zip(times(other)).map(|(one, other)| one / other).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn verdict(what: &str, ratio: f64, reached: bool, goal: &str) -> bool {
-    println!("  {what:<44} {ratio:>6.2}      goal: {goal}: {}", if reached { "reached" } else { "MISSED" });
-    reached
+    median(times(one).zip(times(other)).map(|(one, other)| one / other).collect())
 }
 
 // === impl Contender ===
@@ -226,8 +200,7 @@ impl Runs {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let keytide = std::env::var_os("KEYTIDE_RELEASE_BINARY")
-            .ok_or("KEYTIDE_RELEASE_BINARY must name the static release binary: `./tests/run bench` builds it")?;
+        let keytide = shared::keytide()?;
         let python = std::env::var_os("KEYTIDE_PYTHON");
         let directory = TempDir::with_prefix_in("keytide-bench-", "/dev/shm")?;
         let aws = Emulator::start()?;
@@ -305,13 +278,6 @@ impl Bench {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 fn name(n: usize) -> String {
     format!("app/key-{n:03}")
 }
@@ -332,16 +298,7 @@ fn bare_sdk(arguments: &[OsString]) -> Result<()> {
     let [way, target] = arguments else { return Err("expected a way and a file".into()) };
     let target = Path::new(target);
     let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
-    let base = SdkConfig::builder()
-        .behavior_version(BehaviorVersion::v2026_01_12())
-        .region(Region::new(variable("AWS_DEFAULT_REGION")?))
-        .endpoint_url(variable("AWS_ENDPOINT_URL")?)
-        .http_client(
-            aws_smithy_http_client::Builder::new()
-                .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-                .build_https(),
-        )
-        .build();
+    let base = sdk(variable("AWS_DEFAULT_REGION")?, variable("AWS_ENDPOINT_URL")?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let names: Vec<String> = (0..SECRETS).map(name).collect();
     let values = runtime.block_on(async {

@@ -20,10 +20,17 @@ use keytide_emulator::{Emulator, Role, Seed, Statement, Tls, User};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const LARGEST_BINARY: u64 = 10_000_000;
+const LARGEST_BINARY: u64 = 11_500_000;
 const LARGEST_IDLE_KIB: u64 = 12 * 1024;
 const LARGEST_FOR_MANY_KIB: u64 = 10 * 1024;
 const LARGEST_WITH_TLS_KIB: u64 = 16 * 1024;
+const LARGEST_WITH_CLAIMS_KIB: u64 = 16 * 1024;
+const LARGEST_WITH_FULL_SPOOL_KIB: u64 = 40 * 1024;
+/// `spool.max_entries` as it is by default.
+const CLAIMS: usize = 4096;
+const FULL_SPOOL: usize = 100_000;
+/// So long a spool is watched whose entries wait: each is tried, most of them again and again.
+const WAITING: Duration = Duration::from_secs(20);
 const FLAT_KIB: u64 = 1024;
 /// The one that does everything, and the one that reads the file system's events, which notify has of its own.
 const MOST_THREADS: usize = 2;
@@ -48,6 +55,8 @@ struct Memory {
     /// Of that, what the process wrote; shown in messages.
     #[expect(dead_code, reason = "shown by Debug")]
     own: u64,
+    /// The most that ever was resident.
+    peak: u64,
 }
 
 // === impl Daemon ===
@@ -130,7 +139,7 @@ impl Daemon {
 
     fn memory(&self) -> Memory {
         let status = fs::read_to_string(self.proc("status")).unwrap();
-        Memory { resident: field(&status, "VmRSS"), own: field(&status, "RssAnon") }
+        Memory { resident: field(&status, "VmRSS"), own: field(&status, "RssAnon"), peak: field(&status, "VmHWM") }
     }
 
     /// The names of its threads.
@@ -289,6 +298,63 @@ fn memory_with_tls_to_both_services_stays_small() {
     for memory in [first, later] {
         assert!(memory.resident <= LARGEST_WITH_TLS_KIB, "{memory:?}");
     }
+}
+
+/// A spool with so many entries that wait, since AWS is away: the memory of who holds them, at its largest.
+fn waiting(count: usize, directory: &TempDir, settings: &str) -> Memory {
+    let path = |name: &str| directory.path().join(name);
+    let (spool, staging) = (path("spool"), path("staging"));
+    let (aws, mut keys) = separate(100);
+    write!(
+        keys,
+        "  virtual_keys: {{prefix: team/, rate: none, max_new_secrets_per_hour: none}}\n  spool: {{directory: {}{settings}}}\n",
+        spool.display()
+    )
+    .unwrap();
+    let mut daemon = Daemon::start(&aws, &keys);
+    aws.set_down(true);
+    fs::create_dir(&staging).unwrap();
+    for n in 0..count {
+        let (name, secret) = (format!("{n:020}-footprint-0.json"), format!("team/key-{n:06}"));
+        let entry = format!("{{\"op\":\"create\",\"name\":\"{secret}\",\"value\":\"sk-{n:045}\"}}");
+        fs::write(staging.join(&name), entry).unwrap();
+        fs::rename(staging.join(&name), spool.join(&name)).unwrap();
+    }
+    let claimed = || fs::read_dir(spool.join(".claimed")).unwrap().count();
+    daemon.until("the claims", || claimed() == count.min(CLAIMS));
+    let began = Instant::now();
+    let mut largest = daemon.memory();
+    while began.elapsed() < WAITING {
+        thread::sleep(Duration::from_millis(100));
+        let memory = daemon.memory();
+        if memory.resident > largest.resident {
+            largest = memory;
+        }
+    }
+    let largest = Memory { peak: daemon.memory().peak, ..largest };
+    assert_eq!(claimed(), count.min(CLAIMS));
+    assert!(daemon.threads().len() <= MOST_THREADS, "{:?}", daemon.threads());
+    largest
+}
+
+#[test]
+#[ignore = "needs the release binary: ./tests/run footprint"]
+fn waiting_entries_are_kept_in_little_memory() {
+    let directory = TempDir::with_prefix_in("keytide-footprint-", "/dev/shm").unwrap();
+    let memory = waiting(CLAIMS, &directory, "");
+    say(&format!("{CLAIMS} entries that wait, beside 100 keys: {memory:?} KiB; limit {LARGEST_WITH_CLAIMS_KIB}"));
+    assert!(memory.resident.max(memory.peak) <= LARGEST_WITH_CLAIMS_KIB, "{memory:?}");
+}
+
+#[test]
+#[ignore = "needs the release binary: ./tests/run footprint"]
+fn a_full_spool_on_a_disk_is_kept_in_little_memory() {
+    let directory = TempDir::with_prefix_in("keytide-footprint-", env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let memory = waiting(FULL_SPOOL, &directory, ", allow_disk: true");
+    say(&format!(
+        "{FULL_SPOOL} entries on a disk, beside 100 keys: {memory:?} KiB; limit {LARGEST_WITH_FULL_SPOOL_KIB}"
+    ));
+    assert!(memory.resident.max(memory.peak) <= LARGEST_WITH_FULL_SPOOL_KIB, "{memory:?}");
 }
 
 #[test]

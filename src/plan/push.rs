@@ -695,6 +695,7 @@ mod tests {
     struct Aws(BTreeMap<SecretName, Secret>);
 
     #[derive(Debug, Clone, Default, PartialEq, Eq)]
+    #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
     struct Secret {
         /// Ids, each with its value.
         versions: Vec<(String, u32)>,
@@ -982,12 +983,11 @@ mod tests {
                         Some(outcome) => return Self { aws, outcome, calls },
                     }
                 };
-                match later {
-                    Some(later) => {
-                        tried = true;
-                        absent |= later.reason == Reason::Absent.label();
-                    }
-                    None => (resumed, tried, absent) = (true, false, false),
+                if let Some(later) = later {
+                    tried = true;
+                    absent |= later.absent;
+                } else {
+                    (resumed, tried, absent) = (true, false, false);
                 }
             }
             panic!("{order:?}: tried again for ever; {calls} calls");

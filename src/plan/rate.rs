@@ -216,8 +216,6 @@ mod tests {
         }
         taken
     }
-
-    #[expect(clippy::float_cmp, reason = "halves and quarters are exact")]
     #[test]
     fn throttling_halves_the_rate_once_a_second_and_it_comes_back() {
         let mut rate = Rate::new(Some(40));

@@ -28,7 +28,9 @@ const LONGEST_NAME: usize = 200;
 /// So many names go by before others have a turn.
 const AT_ONCE: usize = 256;
 /// Files that stay where they are, and are remembered: they take no room from those that can be taken.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 16_384;
+/// So often a directory is listed in one look, where much of it stays.
+const MOST_ROUNDS: usize = 64;
 /// So many files that cannot be taken end a look: it is not they, it is the directory.
 const MOST_ERRORS: usize = 8;
 /// A directory whose time did not change for as long holds what it held: several files may come within one tick of its
@@ -236,31 +238,35 @@ impl Spool {
             return Ok(());
         }
         let before = self.seen.take();
-        let candidates = self.list(look.room).await?;
-        let mut errors = 0;
-        let mut left = look.room;
-        let mut overlooked = 0;
-        self.pending.retain(|name, _| candidates.binary_search(name).is_ok());
-        for (i, name) in candidates.iter().enumerate() {
-            if i % AT_ONCE == AT_ONCE - 1 {
-                yield_now().await;
-            }
-            if left == 0 {
-                overlooked += 1;
-                continue;
-            }
-            match self.consider(name, look, scan) {
-                Ok(taken) => left -= usize::from(taken),
-                Err(error) => {
-                    scan.trouble = Some(error);
-                    errors += 1;
-                    if errors >= MOST_ERRORS {
-                        break;
+        let (mut left, mut errors) = (look.room, 0);
+        for _ in 0..MOST_ROUNDS {
+            let candidates = self.list(left).await?;
+            self.pending.retain(|name, _| candidates.binary_search(name).is_ok());
+            let more = self.waiting > 0;
+            for (i, name) in candidates.iter().enumerate() {
+                if i % AT_ONCE == AT_ONCE - 1 {
+                    yield_now().await;
+                }
+                if left == 0 {
+                    self.waiting += 1;
+                    continue;
+                }
+                match self.consider(name, look, scan) {
+                    Ok(taken) => left -= usize::from(taken),
+                    Err(error) => {
+                        scan.trouble = Some(error);
+                        errors += 1;
                     }
                 }
+                if errors >= MOST_ERRORS {
+                    break;
+                }
+            }
+            // Some of those that came first stay where they are: there is room for others behind them.
+            if left == 0 || !more || errors > 0 {
+                break;
             }
         }
-        self.waiting += overlooked;
         if left < look.room {
             self.claimed.sync()?;
         }
@@ -336,7 +342,7 @@ impl Spool {
                     continue;
                 }
                 first.push(ByBytes(name));
-                if first.len() > room.max(1) {
+                if first.len() > room.max(AT_ONCE) {
                     first.pop();
                     self.waiting += 1;
                 }

@@ -143,9 +143,9 @@ impl Shelf {
             self.retry.touch(&restored)?;
         }
         let file = claim_name(*token, name);
-        // The mark is there before the entry, and the reason goes after it.
-        let moved = self.failed.directory.move_to(&file, &self.retry, &file)?;
+        // The mark is there before the entry; its reason is forgotten before it can fail for another one.
         self.failed.forget(*token, name)?;
+        let moved = self.failed.directory.move_to(&file, &self.retry, &file)?;
         Ok(if moved { Retried::Yes } else { Retried::Gone })
     }
 

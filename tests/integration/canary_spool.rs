@@ -335,7 +335,7 @@ fn no_virtual_key_is_seen_in_what_is_left_behind() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 1, "{}", daemon.log());
     let log = daemon.log();
-    assert!(log.contains("12 virtual keys are not stored") && log.contains("create secret app/left-0"), "{log}");
+    assert!(log.contains("12 virtual keys are not stored") && log.contains("create app/left-0"), "{log}");
     assert_clean(&(text + &log));
     // And of the next one, which has less time still.
     let output = stage.keytide(&[

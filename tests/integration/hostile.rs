@@ -288,7 +288,7 @@ fn a_file_that_stops_being_readable_once_it_is_taken_fails() {
     let daemon = stage.run();
     claim_of(&stage, "2.json");
     until("a call", || !stage.aws.requests().is_empty());
-    held.set_permissions(Permissions::from_mode(0)).unwrap();
+    held.set_permissions(Permissions::from_mode(0o000)).unwrap();
     stage.aws.remove_fault(hang);
     until_value(&stage, &daemon, "app/k", "v");
     until("a failure", || failed(&stage).len() == 1);
@@ -703,6 +703,7 @@ const MEMBERS: [&str; 12] = [
     "team",
 ];
 
+#[expect(clippy::too_many_lines, reason = "a table: a row for each member and what is wrong with it")]
 fn wrong_members() -> Vec<Case> {
     let mut cases = Vec::new();
     let not_text = [
@@ -757,7 +758,7 @@ fn wrong_members() -> Vec<Case> {
             with("team", json),
             if json.contains("null") || json.contains(": 1,") {
                 "aws_role_name"
-            } else if json.contains("[") {
+            } else if json.contains('[') {
                 "aws_region_name"
             } else {
                 "team"

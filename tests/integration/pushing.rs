@@ -436,8 +436,8 @@ fn a_create_that_may_not_set_its_tags_says_so() {
     stage.aws.allow(ROLE, &[Statement::new(actions, ["*"])]);
     let daemon = stage.run();
     create(&stage, "app/a", "1");
-    until("the problem", || problems(&stage).get("secret app/a").is_some_and(|(reason, _)| reason == "denied"));
-    let message = problems(&stage)["secret app/a"].1.clone();
+    until("the problem", || problems(&stage).get("app/a").is_some_and(|(reason, _)| reason == "denied"));
+    let message = problems(&stage)["app/a"].1.clone();
     assert!(message.contains("secretsmanager:TagResource") && message.contains(ROLE), "{message}");
     stage.aws.allow(ROLE, &[Statement::everything()]);
     until_idle(&stage, &daemon);

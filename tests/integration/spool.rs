@@ -385,8 +385,8 @@ fn a_files_name_may_be_200_bytes_long() {
     let stage = yard();
     let named = |length: usize| format!("{}.json", "n".repeat(length - 5));
     leave(&stage, &named(200), create("fits", "v"));
-    let long = named(255);
-    fs::write(stage.path("spool").join(&long), create("long", CANARY)).unwrap();
+    let longest = named(255);
+    fs::write(stage.path("spool").join(&longest), create("long", CANARY)).unwrap();
     fs::write(stage.path("spool").join(named(201)), create("longer", CANARY)).unwrap();
     for length in [255, 201] {
         fs::set_permissions(stage.path("spool").join(named(length)), fs::Permissions::from_mode(0o644)).unwrap();
@@ -742,7 +742,7 @@ fn a_failed_entry_is_kept_beside_a_reason_that_holds_no_value() {
     assert_eq!(code, Some(1), "{log}");
     let reason = failures(&stage).remove(1);
     assert_eq!(reason["reason"], "absent");
-    assert!(reason["subject"].as_str().unwrap().starts_with("rename secret app/gone"), "{reason}");
+    assert!(reason["subject"].as_str().unwrap().starts_with("rename app/gone"), "{reason}");
     // It is kept across starts, whatever time its producer gave it.
     let kept = names(&stage, "spool/failed");
     for file in &kept {
@@ -822,7 +822,7 @@ fn a_failed_entry_is_tried_again_and_succeeds_once_the_cause_is_gone() {
     assert_eq!(stdout(&output), format!("{token} is tried again\n"), "{}", stderr(&output));
     until_value(&stage, &daemon, "team/k", "v");
     until("the end of it", || failed(&stage).len() == 1 && claims(&stage).is_empty());
-    assert_eq!(versions(&stage, "team/k"), [token.clone()], "the same identity");
+    assert_eq!(versions(&stage, "team/k"), std::slice::from_ref(&token), "the same identity");
     // It is not there any more.
     for action in ["retry", "discard"] {
         let output = spool(&stage, &[action, &token]);
@@ -1104,10 +1104,10 @@ fn once_says_what_is_left_when_there_is_no_more_time() {
     let output = stage.once_within("2s");
     let log = stdout(&output) + &stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");
-    for part in ["not drained within 2s", "1 entries are left", "create secret app/stuck", "InternalServiceError"] {
+    for part in ["not drained within 2s", "1 entries are left", "create app/stuck", "InternalServiceError"] {
         assert!(log.contains(part), "{part:?} in: {log}");
     }
-    assert!(!log.contains(CANARY) && !log.contains("secret app/fine"), "{log}");
+    assert!(!log.contains(CANARY) && !log.contains("app/fine"), "{log}");
     assert_eq!(stage.aws.names(), ["app/fine"]);
     assert_eq!(claims(&stage).len(), 1, "it stays");
     stage.aws.clear_faults();
@@ -1159,9 +1159,7 @@ fn what_could_not_be_delivered_by_the_end_is_named_and_is_still_there() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 1, "{}", daemon.log());
     let log = daemon.log();
-    for part in
-        ["2 virtual keys are not stored", "lost if the pod ends", "create secret app/k1", "delete secret app/k2"]
-    {
+    for part in ["2 virtual keys are not stored", "lost if the pod ends", "create app/k1", "delete app/k2"] {
         assert!(log.contains(part), "{part:?} in: {log}");
     }
     assert!(!log.contains(CANARY), "{log}");

@@ -147,7 +147,7 @@ fn the_status_names_what_waits_and_the_probes_name_nothing() {
         assert_eq!(problem["reason"], "unavailable", "{problem}");
         assert_eq!(problem["operation"], "create", "{problem}");
         assert!(problem["attempts"].as_u64() >= Some(1), "{problem}");
-        assert!(problem["subject"].as_str().unwrap().starts_with("secret app/hidden-"), "{problem}");
+        assert!(problem["subject"].as_str().unwrap().starts_with("app/hidden-"), "{problem}");
         assert!(
             problem["message"].as_str().unwrap().contains("CreateSecret")
                 || problem["message"].as_str().unwrap().contains("DescribeSecret"),

@@ -212,7 +212,7 @@ fn virtual_keys_are_stored_whatever_the_access_mode_says() {
         let (code, log) = once(&stage);
         assert_eq!(code, Some(0), "{log}");
         assert_eq!(stage.aws.value("litellm/k").as_deref(), Some("v"));
-        assert_eq!(log.contains("stored whatever access_mode says"), mode == "read_only", "{mode}: {log}");
+        assert_eq!(log.contains("although this says read_only"), mode == "read_only", "{mode}: {log}");
     }
 }
 

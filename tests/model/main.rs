@@ -5,8 +5,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests are programs of their own: they look at the clock and sleep")]
 #![expect(
-    clippy::format_push_string,
-    clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test that panics has failed, it prints its seed, and nothing here is called often"
@@ -14,7 +12,7 @@
 
 mod reference;
 mod scene;
-#[expect(dead_code, reason = "the integration tests use more of it")]
+#[expect(clippy::unused_self, dead_code, reason = "the integration tests use more of it, and it is theirs")]
 #[path = "../integration/support.rs"]
 mod support;
 
@@ -29,7 +27,7 @@ use reference::{Entry, Producer};
 use scene::{Scene, within};
 
 /// How long it may take until nothing waits any more, once nothing stands in the way.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn number(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
