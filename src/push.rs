@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use thiserror::Error;
 use tokio::{
     sync::Notify,
@@ -432,7 +432,7 @@ impl Working {
             self.fail(claim, None, rejection);
         }
         self.take_in(scan.claimed).await;
-        self.look_at_writer().await;
+        self.look_at_writer();
         self.unreported = true;
     }
 
@@ -484,9 +484,9 @@ impl Working {
     }
 
     /// Who writes is somebody that the status shows.
-    async fn look_at_writer(&mut self) {
+    fn look_at_writer(&self) {
         // Not waited for: an attempt that is getting credentials goes on only after this.
-        let known = self.push.stores.own.auth().known().await;
+        let Some(known) = self.push.stores.own.auth().known().now_or_never() else { return };
         self.push.health.update(|status| {
             let Some(writer) = status.spool.as_mut().and_then(|spool| spool.writer.as_mut()) else { return };
             writer.account = known.caller.as_ref().map(|caller| caller.account().to_string());

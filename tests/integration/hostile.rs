@@ -630,9 +630,9 @@ fn what_is_renamed_or_removed_during_a_look_is_stored_once_or_not_at_all() {
 
 /// Of 100,000 the same holds, and takes minutes in a debug build.
 #[test]
-fn twenty_thousand_files_at_once_are_all_stored_with_room_for_a_few_hundred() {
+fn twenty_thousand_files_at_once_are_all_stored_with_room_for_two_thousand() {
     const FILES: usize = 20_000;
-    let stage = yard_with("rate: none, max_new_secrets_per_hour: none", "max_entries: 500");
+    let stage = yard_with("rate: none, max_new_secrets_per_hour: none", "max_entries: 2000");
     stage.aws.set_recording(false);
     for n in 0..FILES {
         fs::write(stage.path(&format!("spool/{n:06}.json")), create(&format!("k{n}"), "v")).unwrap();
@@ -644,14 +644,15 @@ fn twenty_thousand_files_at_once_are_all_stored_with_room_for_a_few_hundred() {
     while before < FILES {
         let progress = patiently(|| {
             most = most.max(claims(&stage).len());
-            stage.aws.names().len() > before
+            stage.aws.count("CreateSecret") > before
         });
         assert!(progress, "no progress at {before}:\n{}", daemon.log());
-        before = stage.aws.names().len();
+        before = stage.aws.count("CreateSecret");
         assert!(daemon.is_running());
     }
     until_drained(&stage);
-    assert!(most <= 500 + 1, "{most} claims at once");
+    // A listing is no snapshot: what is settled meanwhile is counted beside what took its place.
+    assert!(most <= 2 * 2000, "{most} claims at once");
     assert_eq!(stage.aws.count("CreateSecret"), FILES);
     assert_eq!(daemon.get("/livez").status, 200);
     assert_eq!(failed(&stage), []);

@@ -155,7 +155,7 @@ fn the_status_names_what_waits_and_the_probes_name_nothing() {
         );
     }
     let text = status_text(&stage);
-    assert!(text.contains("! create secret app/hidden-00: unavailable ("), "{text}");
+    assert!(text.contains("! create app/hidden-00: unavailable ("), "{text}");
     assert!(text.contains("claimed 15, the oldest for "), "{text}");
     for path in ["/metrics", "/readyz", "/livez", "/startupz"] {
         let answer = daemon.get(path);

@@ -75,6 +75,8 @@ struct Write {
 pub(crate) struct World {
     pub(crate) secrets: BTreeMap<String, Secret>,
     pub(crate) failed: BTreeSet<String>,
+    /// Whatever they hold is right.
+    forgotten: BTreeSet<String>,
     writes: BTreeMap<String, Vec<Write>>,
     /// What the last entry of a name said, if that only set its value.
     last: BTreeMap<String, Extras>,
@@ -189,10 +191,17 @@ impl World {
         }
     }
 
+    /// Says nothing of a secret any more.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.secrets.remove(name);
+        self.forgotten.insert(name.to_owned());
+    }
+
     /// What is otherwise in AWS: nothing, if all is as it must be. And how many entries were folded.
     pub(crate) fn compare(&self, aws: &Emulator) -> (Vec<String>, usize) {
         let (mut wrong, mut folded) = (Vec::new(), 0);
-        for name in aws.names().iter().filter(|name| !self.secrets.contains_key(*name)) {
+        let known = |name: &String| self.secrets.contains_key(name) || self.forgotten.contains(name);
+        for name in aws.names().iter().filter(|name| !known(name)) {
             wrong.push(format!("{name} is there, and must not be"));
         }
         for (name, must) in &self.secrets {
@@ -245,44 +254,7 @@ impl Producer {
         let file = format!("{:020}-model-{}.json", 1_790_000_000_000_000_000 + self.made, self.made % 10);
         let operation = self.operation();
         self.world.apply(&file, &operation);
-        let mut json = Map::new();
-        match operation {
-            Operation::Store { op, name, value, extras } => {
-                json.insert("op".to_owned(), op.into());
-                json.insert("value".to_owned(), value.into());
-                self.name(&mut json, "", &name);
-                extras.write_to(&mut json);
-            }
-            Operation::Move { from, to, value, extras } => {
-                json.insert("op".to_owned(), if value.is_some() { "rotate" } else { "rename" }.into());
-                json.extend(value.map(|value| ("value".to_owned(), value.into())));
-                self.name(&mut json, "", &from);
-                self.name(&mut json, "new_", &to);
-                extras.write_to(&mut json);
-            }
-            Operation::Delete { name } => {
-                json.insert("op".to_owned(), "delete".into());
-                self.name(&mut json, "", &name);
-            }
-            Operation::Wrong { value } => {
-                json.insert("op".to_owned(), "create".into());
-                json.insert("name".to_owned(), "elsewhere/key".into());
-                json.insert("value".to_owned(), value.into());
-            }
-        }
-        Entry { file, json: json.into() }
-    }
-
-    /// A name is given as it is, as an alias, or, where it is made of the value, not at all.
-    fn name(&mut self, json: &mut Map<String, Value>, new: &str, name: &str) {
-        let alias = name.strip_prefix(PREFIX).unwrap_or(name);
-        if alias.starts_with("virtual-key-") {
-            json.insert(format!("{new}alias"), if self.random.bool() { Value::Null } else { "".into() });
-        } else if self.random.bool() {
-            json.insert(format!("{new}name"), name.into());
-        } else {
-            json.insert(format!("{new}alias"), alias.into());
-        }
+        Entry { file, json: json(operation, &mut self.random) }
     }
 
     fn operation(&mut self) -> Operation {
@@ -319,7 +291,7 @@ impl Producer {
             77..92 => Operation::Delete { name: self.known(live) },
             92..96 => Operation::Delete { name: self.known(|secret| secret.scheduled) },
             // What is missing is looked for twice, a second apart.
-            96 => Operation::Delete { name: format!("{PREFIX}missing-{}", self.made) },
+            96 if self.random.bool() => Operation::Delete { name: format!("{PREFIX}missing-{}", self.made) },
             97 => {
                 let (from, to) = (format!("{PREFIX}missing-{}", self.made), self.any());
                 Operation::Move { from, to, value: self.random.bool().then_some(value), extras }
@@ -349,5 +321,47 @@ impl Producer {
                 return Operation::Move { from, to, value, extras };
             }
         }
+    }
+}
+
+/// An operation as its producer writes it.
+pub(crate) fn json(operation: Operation, random: &mut fastrand::Rng) -> Value {
+    let mut json = Map::new();
+    match operation {
+        Operation::Store { op, name, value, extras } => {
+            json.insert("op".to_owned(), op.into());
+            json.insert("value".to_owned(), value.into());
+            write_name(&mut json, "", &name, random);
+            extras.write_to(&mut json);
+        }
+        Operation::Move { from, to, value, extras } => {
+            json.insert("op".to_owned(), if value.is_some() { "rotate" } else { "rename" }.into());
+            json.extend(value.map(|value| ("value".to_owned(), value.into())));
+            write_name(&mut json, "", &from, random);
+            write_name(&mut json, "new_", &to, random);
+            extras.write_to(&mut json);
+        }
+        Operation::Delete { name } => {
+            json.insert("op".to_owned(), "delete".into());
+            write_name(&mut json, "", &name, random);
+        }
+        Operation::Wrong { value } => {
+            json.insert("op".to_owned(), "create".into());
+            json.insert("name".to_owned(), "elsewhere/key".into());
+            json.insert("value".to_owned(), value.into());
+        }
+    }
+    json.into()
+}
+
+/// A name is given as it is, as an alias, or, where it is made of the value, not at all.
+fn write_name(json: &mut Map<String, Value>, new: &str, name: &str, random: &mut fastrand::Rng) {
+    let alias = name.strip_prefix(PREFIX).unwrap_or(name);
+    if alias.starts_with("virtual-key-") {
+        json.insert(format!("{new}alias"), if random.bool() { Value::Null } else { "".into() });
+    } else if random.bool() {
+        json.insert(format!("{new}name"), name.into());
+    } else {
+        json.insert(format!("{new}alias"), alias.into());
     }
 }

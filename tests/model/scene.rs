@@ -65,6 +65,12 @@ impl Scene {
         self.names("failed").iter().filter_map(|name| Some(name.split_once('~')?.1.to_owned())).collect()
     }
 
+    pub(crate) fn reason(&self, file: &str) -> String {
+        let claim = self.names("failed").into_iter().find(|name| name.ends_with(&format!("~{file}")));
+        let token = claim.as_deref().and_then(|claim| claim.split('~').next()).unwrap_or_default();
+        fs::read_to_string(self.spool.join(format!("failed/{token}.error.json"))).unwrap_or_default()
+    }
+
     /// Waits until there is neither an entry nor a claim. In this order: an entry becomes a claim.
     pub(crate) fn until_drained(&self, daemon: &mut Daemon, patience: Duration) {
         let end = Instant::now() + patience;
