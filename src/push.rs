@@ -67,8 +67,8 @@ const NAMED: usize = 10;
 const AT_ONCE: usize = 8;
 /// From one look to the next while the process ends.
 const LOOK_WHILE_LEAVING: Duration = Duration::from_millis(250);
-/// A look may take this share of the time at most, however full the spool is.
-const SHARE_OF_LOOKS: u32 = 10;
+/// A look may take a quarter of the time at most, however full the spool is.
+const SHARE_OF_LOOKS: u32 = 4;
 
 /// The worker of the way up, and everything that it owns.
 #[derive(Debug)]
