@@ -432,6 +432,10 @@ impl Working {
             self.fail(claim, None, rejection);
         }
         self.take_in(scan.claimed).await;
+        if self.crowded && self.has_room() {
+            // What was looked at stays where it is, or failed: what is behind it is next.
+            self.look_at = began;
+        }
         self.look_at_writer();
         self.unreported = true;
     }
