@@ -110,6 +110,7 @@ impl Watch {
             tokio::select! {
                 () = stop.cancelled() => return,
                 hinted = hint => if hinted.is_ok() {
+                    health.due("watch", Instant::now() + SETTLE);
                     sleep(SETTLE).await;
                 }
             }
