@@ -31,7 +31,18 @@ fn every_promise_names_a_test_that_exists() {
     let page = include_str!("../docs/SEMANTICS.md");
     let mut sources = String::new();
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
-    for directory in ["src", "src/plan", "src/domain", "src/config", "tests", "tests/integration", "tests/formats"] {
+    let directories = [
+        "src",
+        "src/plan",
+        "src/domain",
+        "src/config",
+        "src/spool",
+        "tests",
+        "tests/integration",
+        "tests/formats",
+        "tests/model",
+    ];
+    for directory in directories {
         for entry in std::fs::read_dir(format!("{root}{directory}")).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {
