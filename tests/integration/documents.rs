@@ -237,6 +237,30 @@ fn a_second_identity_takes_the_writes_and_leaves_the_reads() {
 }
 
 #[test]
+fn what_entries_may_ask_for_is_what_the_policy_allows() {
+    const TEAM: &str = "arn:aws:iam::999999999999:role/team";
+    let rest = format!(
+        "spool:\n  operations: [create, delete]\n  allow_names: [elsewhere/one]\n  teams: [{{aws_role_name: \"{TEAM}\", \
+         aws_region_name: eu-west-1}}]\n"
+    );
+    let stage = storing("", &rest);
+    let of = |who: &str| bare(&stage, &["--document", "permissions", "--of", who]);
+    let writer = of("base");
+    let actions = actions_on(&writer, BELOW);
+    assert!(!actions.contains(&"secretsmanager:GetSecretValue".to_owned()), "only a rename reads: {actions:?}");
+    let named = BELOW.replace("litellm/*", "elsewhere/one");
+    // AWS matches the bare name where there is no such secret.
+    for resource in [named.clone(), format!("{named}-??????")] {
+        assert_eq!(actions_on(&writer, &resource), actions);
+    }
+    assert_eq!(actions_on(&writer, TEAM), ["sts:AssumeRole"]);
+    let there = BELOW.replace("us-east-1:123456789012", "eu-west-1:999999999999");
+    assert_eq!(actions_on(&of(TEAM), &there), actions);
+    let trust = bare(&stage, &["--document", "role-trust", "--of", TEAM]);
+    assert!(trust.to_string().contains(ROLE), "{trust}");
+}
+
+#[test]
 fn the_roles_of_a_profile_are_said_not_to_be_looked_at() {
     let config = block("interval: 5m", ONE).replace("us-east-1}", "us-east-1, profile: team}");
     let output = policy(&stage(&config), &[]);
