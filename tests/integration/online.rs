@@ -466,6 +466,20 @@ fn writes_are_listed_as_what_cannot_be_proved_and_are_not_tried() {
 }
 
 #[test]
+fn the_role_of_a_team_is_proved_from_who_writes() {
+    const TEAM: &str = "arn:aws:iam::123456789012:role/team";
+    let stage = storing(writer());
+    let teams = format!("teams: [{{aws_role_name: \"{TEAM}\", aws_region_name: eu-west-1}}]");
+    let config = stage.read("keytide.yaml").replace("spool: {", &format!("spool: {{{teams}, "));
+    stage.write("keytide.yaml", config);
+    let problems = report(&stage, &[])["problems"].to_string();
+    assert!(problems.contains("virtual keys could not be stored for team") && problems.contains(TEAM), "{problems}");
+    stage.aws.add_role(Role::new("team").trusts(WRITER));
+    let said = report(&stage, &[]).to_string();
+    assert!(said.contains("may be assumed") && !said.contains("could not be stored for team"), "{said}");
+}
+
+#[test]
 fn simulated_writes_are_allowed_or_denied_one_by_one() {
     let below = "arn:aws:secretsmanager:us-east-1:123456789012:secret:litellm/*";
     let ask = || Statement::new(["iam:SimulatePrincipalPolicy"], [WRITER]);
