@@ -8,7 +8,10 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -130,11 +133,11 @@ impl SecretValue {
     /// # Errors
     /// If the text is not a JSON object, or anything follows it.
     pub fn members(&self) -> Result<Members, NotAnObject> {
-        let mut deserializer = serde_json::Deserializer::from_str(self.expose());
-        let pairs = deserializer.deserialize_map(Pairs).and_then(|pairs| deserializer.end().map(|()| pairs));
-        let pairs = pairs.map_err(|_| match serde_json::from_str::<&RawValue>(self.expose()) {
-            Ok(json) if !json.get().trim_start().starts_with('{') => NotAnObject::OtherJson,
-            _ => NotAnObject::NotJson,
+        let Pairs(pairs) = serde_json::from_str(self.expose()).map_err(|_| {
+            match serde_json::from_str::<&RawValue>(self.expose()) {
+                Ok(json) if !json.get().trim_start().starts_with('{') => NotAnObject::OtherJson,
+                _ => NotAnObject::NotJson,
+            }
         })?;
         let mut members: Vec<(Member, Option<SecretValue>)> = Vec::with_capacity(pairs.len());
         let mut positions: HashMap<Member, usize> = HashMap::with_capacity(pairs.len());
@@ -185,21 +188,36 @@ pub enum Piece<'a> {
     Json(&'a SecretValue),
 }
 
-struct Pairs;
+/// The members of a JSON object as they stand there: raw, in order, with their duplicates.
+pub struct Pairs<'a>(pub Vec<(String, &'a RawValue)>);
 
-impl<'de> Visitor<'de> for Pairs {
-    type Value = Vec<(String, &'de RawValue)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
+impl fmt::Debug for Pairs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pairs").field(&self.0.len()).finish()
     }
+}
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pairs<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
         }
-        Ok(pairs)
+
+        deserializer.deserialize_map(Object)
     }
 }
 

@@ -1,16 +1,16 @@
 //! From the bytes of an entry to what its author wrote. The author is not trusted, and no message repeats a byte of it.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _, MapAccess, Visitor},
+    de::{DeserializeOwned, Error as _},
 };
 use serde_json::value::RawValue;
 
 use crate::domain::{
-    value::SecretValue,
+    value::{Pairs, SecretValue},
     virtual_key::{Draft, Given, Rejection, RejectionReason},
 };
 
@@ -166,32 +166,6 @@ impl<'a> Members<'a> {
 
 fn is_null(raw: &RawValue) -> bool {
     raw.get() == "null"
-}
-
-struct Pairs<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Pairs<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(Object)
-    }
 }
 
 /// Tags, of which none is given twice.
