@@ -132,6 +132,8 @@ impl Connection {
             .http_client(http_client_fn(move |_: &HttpConnectorSettings, _: &RuntimeComponents| shared.clone()))
             .sleep_impl(TokioSleep::new())
             .time_source(clock.clone())
+            // The clock is moved already, once for all clients and for what expires; moved twice, it would be wrong again.
+            .disable_clock_skew_correction(true)
             // One retry loop, ours: it knows the last good value, and reads only what failed.
             .retry_config(RetryConfig::disabled())
             .timeout_config(
