@@ -91,10 +91,20 @@ pub struct ConfigArgs {
     litellm_config: Option<PathBuf>,
 }
 
+/// Where Kubernetes is.
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// A kubeconfig, whose programs may be run for credentials; default: KUBECONFIG, or the pod's service account
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Refresh until complete and drain the spool, then end
     #[arg(long)]
     once: bool,
@@ -296,7 +306,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
     };
     telemetry::start(log_level);
     match command {
-        Command::Run(args) => run::run(&args.config.sources(), args.once.then_some(args.timeout)),
+        Command::Run(args) => {
+            let once = args.once.then_some(args.timeout);
+            run::run(&args.config.sources(), args.cluster.kubeconfig.as_deref(), once)
+        }
         Command::Check(CheckArgs { config, shared_with_litellm, replicas, online, simulate, output }) => {
             let asked = check::Asked { shared_with_litellm, replicas, online, simulate };
             check::check(&config.sources(), asked, output)

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{
     identity::{Expected, Role},
+    kubernetes::{ObjectName, Settings},
     mapping::{Format, Key, Origin, Request, Selection, Wholesale},
     names::{EnvName, FileName, KeyName, OutputName, SecretId},
     value::{SecretValue, is_visible},
@@ -54,8 +55,8 @@ pub struct Config {
     pub refresh: Refresh,
     /// Where values are written; at least one if anything is read.
     pub outputs: Vec<Output>,
-    /// The directory of the last good snapshot, mode 0700.
-    pub state: State,
+    /// The directory of the last good snapshot, mode 0700; none where everything is written to Kubernetes, which keeps it.
+    pub state: Option<State>,
     /// Address of `/metrics` and the probes; `None` turns the port off.
     pub http: Option<SocketAddr>,
     /// The admin socket; `None` turns it off.
@@ -284,6 +285,19 @@ pub enum OutputKind {
         /// Whose the files are.
         access: FileAccess,
     },
+    /// A Kubernetes Secret in keytide's namespace.
+    KubernetesSecret(KubernetesSecret),
+}
+
+/// A Kubernetes Secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesSecret {
+    /// Its name.
+    pub name: ObjectName,
+    /// The Lease that decides who writes it. Default `keytide-` and the name.
+    pub lease: ObjectName,
+    /// What else is to be so.
+    pub settings: Settings,
 }
 
 /// Mode and owners of the files of an output.
@@ -306,6 +320,22 @@ pub struct State {
     pub directory: PathBuf,
     /// True: may lie on a disk; true where an output beside it may.
     pub allow_disk: bool,
+}
+
+/// Where the Kubernetes API server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClusterAccess {
+    /// As the first of these files, which are merged as `kubectl` merges them, says.
+    Kubeconfig {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// True: a program that a file names may be run for credentials.
+        run_programs: bool,
+    },
+    /// As the pod's service account says.
+    Pod,
+    /// Nowhere.
+    None,
 }
 
 /// The files of the configuration.
@@ -494,8 +524,9 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &m
     for output in &outputs {
         check_output(output, &keys, !wholesale.is_empty(), findings);
     }
-    let state = state.unwrap_or_else(|| default_state(&outputs, &sources.config));
-    check_paths(&outputs, &state, admin.as_deref(), writing.as_ref(), findings);
+    check_objects(&outputs, findings);
+    let state = state.or_else(|| default_state(&outputs, &sources.config));
+    check_paths(&outputs, state.as_ref(), admin.as_deref(), writing.as_ref(), &sources.config, findings);
     let aws = aws?;
     let virtual_keys = writing.map(|writing| writing.finish(&keys, &wholesale, &aws, theirs, findings));
     Some(Config {
@@ -504,7 +535,7 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &m
         wholesale: wholesale.into_iter().map(|wholesale| wholesale.value).collect(),
         refresh,
         outputs: outputs.into_iter().map(|output| output.value).collect(),
-        state: state.value,
+        state: state.map(|state| state.value),
         http,
         admin,
         virtual_keys,
@@ -639,6 +670,9 @@ fn check_output(output: &Given<Output>, keys: &[Given<Key>], wholesale: bool, fi
         let refuse = |rule: &str| format!("the output {output_name} cannot write the key {name}: {rule}");
         let error = match kind {
             OutputKind::Files { .. } => FileName::parse(written).err().map(|rule| refuse(&rule.to_string())),
+            OutputKind::KubernetesSecret(secret) => {
+                secret.settings.kind.check_key(written).err().map(|rule| refuse(&rule.to_string()))
+            }
             OutputKind::EnvFile { format, .. } => match EnvName::parse(written) {
                 Err(rule) => Some(refuse(&rule.to_string())),
                 Ok(env) if *format == Format::Posix && env.is_shell_read_only() => {
@@ -664,36 +698,54 @@ fn default_output(config: &Path) -> Given<Output> {
     Given { value: Output { name, selection: Selection::default(), kind }, place }
 }
 
-/// `.keytide` beside the first env file, else beside the first directory of files.
-fn default_state(outputs: &[Given<Output>], config: &Path) -> Given<State> {
-    let files =
-        outputs.iter().find(|output| matches!(output.value.kind, OutputKind::EnvFile { .. })).or(outputs.first());
-    let (beside, allow_disk) = match files.map(|output| &output.value.kind) {
-        Some(OutputKind::EnvFile { path, access, .. }) => (path.as_path(), access.allow_disk),
-        Some(OutputKind::Files { directory, access }) => (directory.as_path(), access.allow_disk),
-        None => (Path::new(DEFAULT_ENV_FILE), false),
-    };
+/// `.keytide` beside the first env file, else beside the first directory of files; none where all is in Kubernetes.
+fn default_state(outputs: &[Given<Output>], config: &Path) -> Option<Given<State>> {
+    let paths = outputs.iter().filter_map(|output| match &output.value.kind {
+        OutputKind::EnvFile { path, access, .. } => Some((false, path.as_path(), access.allow_disk)),
+        OutputKind::Files { directory, access } => Some((true, directory.as_path(), access.allow_disk)),
+        OutputKind::KubernetesSecret(_) => None,
+    });
+    let nothing = outputs.is_empty().then_some((false, Path::new(DEFAULT_ENV_FILE), false));
+    // Of those that come first the first: false is before true.
+    let (_, beside, allow_disk) = paths.min_by_key(|(files, ..)| *files).or(nothing)?;
     let place = Place { path: "keytide.state".to_owned(), ..Place::file(config) };
-    Given { value: State { directory: beside.with_file_name(".keytide"), allow_disk }, place }
+    Some(Given { value: State { directory: beside.with_file_name(".keytide"), allow_disk }, place })
+}
+
+/// Each Secret is written by one output, and decided on by a Lease of its own.
+fn check_objects(outputs: &[Given<Output>], findings: &mut Findings<'_>) {
+    let mut secrets: BTreeMap<&ObjectName, &Place> = BTreeMap::new();
+    let mut leases: BTreeMap<&ObjectName, &Place> = BTreeMap::new();
+    for output in outputs {
+        let OutputKind::KubernetesSecret(secret) = &output.value.kind else { continue };
+        for (what, taken, name) in [("Secret", &mut secrets, &secret.name), ("Lease", &mut leases, &secret.lease)] {
+            if let Some(other) = taken.insert(name, &output.place) {
+                let message = format!("two outputs have the {what} {name}; the other is {}", other.path);
+                findings.error(&output.place, message);
+            }
+        }
+    }
 }
 
 /// No two things are written at one path, nor one inside another.
 fn check_paths(
     outputs: &[Given<Output>],
-    state: &Given<State>,
+    state: Option<&Given<State>>,
     admin: Option<&Path>,
     writing: Option<&virtual_keys::Writing>,
+    config: &Path,
     findings: &mut Findings<'_>,
 ) {
     let mut taken: Vec<(&Path, &Place)> = Vec::new();
-    let outputs = outputs.iter().map(|output| match &output.value.kind {
-        OutputKind::EnvFile { path, .. } => (path.as_path(), &output.place),
-        OutputKind::Files { directory, .. } => (directory.as_path(), &output.place),
+    let outputs = outputs.iter().filter_map(|output| match &output.value.kind {
+        OutputKind::EnvFile { path, .. } => Some((path.as_path(), &output.place)),
+        OutputKind::Files { directory, .. } => Some((directory.as_path(), &output.place)),
+        OutputKind::KubernetesSecret(_) => None,
     });
-    let admin_place = Place { path: "keytide.admin.socket".to_owned(), ..state.place.clone() };
+    let admin_place = Place { path: "keytide.admin.socket".to_owned(), ..Place::file(config) };
     let admin = admin.map(|path| (path, &admin_place));
     let spool = writing.map(|writing| (writing.spool.value.directory.as_path(), &writing.spool.place));
-    let others = [(state.value.directory.as_path(), &state.place)];
+    let others = state.map(|state| (state.value.directory.as_path(), &state.place));
     for (path, place) in outputs.chain(others).chain(admin).chain(spool) {
         if let Some((_, other)) = taken.iter().find(|(other, _)| path.starts_with(other) || other.starts_with(path)) {
             let message =
@@ -754,6 +806,34 @@ impl Token {
             Self::File(file) => Self::File(file.clone()),
             Self::Text(text) => Self::Text(text.share()),
         }
+    }
+}
+
+// === impl KubernetesSecret ===
+
+impl KubernetesSecret {
+    /// What status and `check` call it by, as `kubectl` does.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("secrets/{}", self.name)
+    }
+}
+
+// === impl ClusterAccess ===
+
+impl ClusterAccess {
+    /// The first that is given: `--kubeconfig`, `KUBECONFIG`, the pod. Not `~/.kube/config`: nobody's own cluster is written
+    /// by accident.
+    #[must_use]
+    pub fn choose(kubeconfig: Option<&Path>, environment: &Environment) -> Self {
+        if let Some(file) = kubeconfig {
+            return Self::Kubeconfig { files: vec![file.to_owned()], run_programs: true };
+        }
+        if let Some(files) = environment.set("KUBECONFIG") {
+            let files = files.split(':').filter(|file| !file.is_empty()).map(PathBuf::from).collect();
+            return Self::Kubeconfig { files, run_programs: false };
+        }
+        if environment.set("KUBERNETES_SERVICE_HOST").is_some() { Self::Pod } else { Self::None }
     }
 }
 

@@ -12,22 +12,25 @@ use std::{
 use anyhow::Context as _;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{auth::Auth, client::Connection},
-    config::{self, Config, Credentials, Environment, Identity, OutputKind, Sources, VirtualKeys},
+    config::{self, ClusterAccess, Config, Credentials, Environment, Identity, OutputKind, Sources, VirtualKeys},
     health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, SpoolStatus, Status, timestamp},
     http::{self, Admin, Port},
+    kubernetes::{client::Cluster, events::Journal, lease::LeaseObject, secret::SecretObject},
     metrics::Metrics,
     output::Output,
     plan::{
         fan_out::{Ledger, Mapping},
+        lease::Lease,
         rate::{NewSecrets, Rate},
         schedule::Schedule,
     },
+    publish::Publish,
     pull::{self, Pull, Reader, Wanted},
     push::{self, Push, Signals, Stores},
     source::Source,
@@ -48,6 +51,10 @@ pub struct World {
     pub now: fn() -> SystemTime,
     /// True in a pod, where the mount is the boundary of a file.
     pub in_pod: bool,
+    /// Where Kubernetes is, for the outputs that need it.
+    pub cluster: ClusterAccess,
+    /// The name of the pod or the machine, for Leases and Events.
+    pub instance: String,
     /// The files that the configuration came from, with the environment: looked at again when they change.
     pub origin: Option<(Sources, Environment)>,
     /// With a time limit: one complete refresh and a drained spool, then done. No door is opened.
@@ -63,6 +70,8 @@ pub struct World {
 pub struct Daemon {
     pull: Pull,
     push: Option<Push>,
+    publish: Vec<Publish>,
+    asking: (mpsc::Sender<Wanted>, mpsc::Receiver<Wanted>),
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     port: Option<TcpListener>,
@@ -81,7 +90,7 @@ impl Daemon {
     /// If a directory, a socket or the identity cannot be used, with what to do.
     pub async fn build(config: Config, world: World) -> anyhow::Result<Self> {
         let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys, notices: _ } = config;
-        let World { now, in_pod, origin, once, hangup, random } = world;
+        let World { now, in_pod, origin, cluster, instance, once, hangup, random } = world;
         let mapping = Mapping::new(keys, wholesale);
         let reads = !mapping.requests().is_empty();
         let mut directories: BTreeSet<PathBuf> = BTreeSet::new();
@@ -89,14 +98,20 @@ impl Daemon {
             directories.extend(match &output.kind {
                 OutputKind::EnvFile { path, .. } => path.parent().map(PathBuf::from),
                 OutputKind::Files { directory, .. } => Some(directory.clone()),
+                OutputKind::KubernetesSecret(_) => None,
             });
         }
         let metrics = Arc::new(Metrics::new(outputs.iter().map(|output| &output.name)));
-        let mut outputs = if reads {
-            outputs.into_iter().map(|output| Output::open(output, in_pod)).collect::<Result<Vec<_>, _>>()?
-        } else {
-            Vec::new()
-        };
+        let configured = if reads { outputs } else { Vec::new() };
+        let mut outputs = Vec::new();
+        for output in &configured {
+            outputs.extend(Output::open(output, in_pod)?);
+        }
+        let cluster = cluster_of(&configured, &cluster, &aws, &metrics).await?;
+        let overrides = cluster.iter().flat_map(|cluster| cluster.overrides().to_vec()).collect::<Vec<_>>();
+        for notice in &overrides {
+            tracing::warn!("{notice}");
+        }
         let identity = described(&aws, &aws.reader);
         let writer_status = aws.writer.as_ref().map(|writer| described(&aws, writer));
         // Before anybody is asked: a spool that cannot be used ends the start.
@@ -107,7 +122,7 @@ impl Daemon {
         } else {
             (None, None)
         };
-        let state = if reads { Some(State::open(&state.directory, state.allow_disk)?) } else { None };
+        let state = state.filter(|_| reads).map(|state| State::open(&state.directory, state.allow_disk)).transpose()?;
         let recovered = recover(state.as_ref(), &metrics);
         for ((output, key), value) in recovered.kept {
             if let Some(output) = outputs.iter_mut().find(|candidate| *candidate.name() == output) {
@@ -129,7 +144,7 @@ impl Daemon {
             }),
             ..Status::default()
         };
-        let unwritten = outputs.iter().map(|output| output.name().to_string()).collect();
+        let unwritten = configured.iter().map(|output| output.name.to_string()).collect();
         let health = Arc::new(Health::new(status, refresh.max_stale, unwritten));
         let port = match http.filter(|_| once.is_none()) {
             Some(address) => Some(
@@ -157,8 +172,23 @@ impl Daemon {
             random: random.clone(),
             once,
         });
+        // What is written to files is always read for.
+        let demand = Arc::new(watch::Sender::new(usize::from(configured.is_empty() || !outputs.is_empty())));
+        let publishing = Publishing {
+            cluster,
+            identity: identity_of(&instance, &random),
+            demand: Arc::clone(&demand),
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            now,
+            random: random.clone(),
+        };
+        let (wanted, asked) = mpsc::channel::<Wanted>(WAITING);
+        let (publishers, publish) = publishing.of(&configured, &wanted);
         let schedule = Schedule::new(refresh.interval, refresh.jitter, random);
         let pull = Pull {
+            publishers,
+            demand: demand.subscribe(),
             mapping,
             source,
             ledger,
@@ -172,7 +202,8 @@ impl Daemon {
             once,
         };
         let directories = directories.into_iter().collect();
-        Ok(Self { pull, push, health, metrics, port, admin, directories, origin, hangup })
+        let asking = (wanted, asked);
+        Ok(Self { pull, push, publish, asking, health, metrics, port, admin, directories, origin, hangup })
     }
 
     /// The address of the port, where there is one.
@@ -192,11 +223,11 @@ impl Daemon {
     /// # Errors
     /// If the first refresh is not complete in time, or something breaks.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<Ending> {
-        let Self { pull, push, health, metrics, port, admin, mut directories, origin, hangup } = self;
+        let Self { pull, push, publish, asking, health, metrics, port, admin, mut directories, origin, hangup } = self;
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
         let mut supervisor = Supervisor::new(stop.clone());
-        let (ask, wanted) = mpsc::channel::<Wanted>(WAITING);
+        let (ask, wanted) = asking;
         let hints = Arc::new(Notify::new());
         let changed = Arc::new(Notify::new());
         let once = pull.once.is_some();
@@ -219,8 +250,26 @@ impl Daemon {
         };
         let down = pull.run(stop.clone(), wanted, hangup, Arc::clone(&hints));
         if once {
-            supervisor.start("once", both_once(down, push.map(|push| push.run(signals))));
+            let published = CancellationToken::new();
+            let publish = publish.into_iter().map(|publish| publish.run(published.clone())).collect::<Vec<_>>();
+            let both = both_once(down, push.map(|push| push.run(signals)));
+            supervisor.start("once", async move {
+                let both = async {
+                    let ended = both.await;
+                    published.cancel();
+                    ended
+                };
+                let (ended, _) = futures_util::join!(both, futures_util::future::join_all(publish));
+                ended
+            });
         } else {
+            for publish in publish {
+                let stop = stop.clone();
+                supervisor.start("publish", async move {
+                    publish.run(stop).await;
+                    Ok(Ending::Stopped)
+                });
+            }
             supervisor.start("pull", async move {
                 down.await?;
                 Ok(Ending::Stopped)
@@ -272,6 +321,67 @@ impl Daemon {
         };
         supervisor.run(shutdown).await
     }
+}
+
+/// What the workers of all Secrets share.
+struct Publishing {
+    cluster: Option<Cluster>,
+    identity: String,
+    demand: Arc<watch::Sender<usize>>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    now: fn() -> SystemTime,
+    random: fastrand::Rng,
+}
+
+// === impl Publishing ===
+
+impl Publishing {
+    /// The workers, and where each is told what its Secret shall hold.
+    fn of(&self, outputs: &[config::Output], wanted: &mpsc::Sender<Wanted>) -> (Vec<pull::Publisher>, Vec<Publish>) {
+        let (mut publishers, mut workers) = (Vec::new(), Vec::new());
+        for config::Output { name, selection, kind } in outputs {
+            let (OutputKind::KubernetesSecret(secret), Some(cluster)) = (kind, &self.cluster) else { continue };
+            let config::KubernetesSecret { name: object, lease, settings } = secret;
+            let (sender, publications) = watch::channel(None);
+            publishers.push(pull::Publisher { selection: selection.clone(), kind: settings.kind.clone(), sender });
+            workers.push(Publish {
+                output: name.clone(),
+                secret: SecretObject::new(cluster.clone(), object.clone()),
+                settings: settings.clone(),
+                lease: (LeaseObject::new(cluster.clone(), lease.clone()), Lease::new(self.identity.clone())),
+                journal: Journal::new(cluster.clone(), object.clone(), self.identity.clone()),
+                publications,
+                demand: Arc::clone(&self.demand),
+                wanted: wanted.clone(),
+                metrics: Arc::clone(&self.metrics),
+                health: Arc::clone(&self.health),
+                now: self.now,
+                random: self.random.clone(),
+            });
+        }
+        (publishers, workers)
+    }
+}
+
+/// Kubernetes, where an output is there.
+async fn cluster_of(
+    outputs: &[config::Output],
+    access: &ClusterAccess,
+    aws: &config::Aws,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<Cluster>> {
+    if !outputs.iter().any(|output| matches!(output.kind, OutputKind::KubernetesSecret(_))) {
+        return Ok(None);
+    }
+    let cluster = Cluster::connect(access, &aws.network, Arc::clone(metrics)).await;
+    Ok(Some(cluster.context("Kubernetes cannot be used (keytide.outputs, kubernetes_secret)")?))
+}
+
+/// Who holds a Lease: nobody else has this name, not even this pod's container of before.
+fn identity_of(instance: &str, random: &fastrand::Rng) -> String {
+    let instance: String = instance.chars().filter(char::is_ascii_graphic).take(63).collect();
+    format!("{instance}_{:016x}", random.clone().u64(..))
 }
 
 /// Both ways, once: done when both are.

@@ -1,6 +1,7 @@
 //! Names, values and mappings: what every other module speaks of. Knows nothing of files, AWS or time.
 
 pub mod identity;
+pub mod kubernetes;
 pub mod mapping;
 pub mod names;
 pub mod snapshot;

@@ -25,6 +25,10 @@ pub struct Health {
 #[derive(Debug)]
 struct Inner {
     complete: bool,
+    /// False: everything is decided by Leases, and others hold them.
+    needed: bool,
+    proved: bool,
+    started: bool,
     unwritten: Vec<String>,
     fresh_at: Option<Instant>,
     due: BTreeMap<&'static str, Instant>,
@@ -136,9 +140,9 @@ pub struct OutputStatus {
     pub name: String,
     /// Its kind.
     pub kind: String,
-    /// Its file or directory.
+    /// Its file or directory, or its object in Kubernetes.
     pub path: String,
-    /// `written`, `waiting` (for the first refresh) or `failing`.
+    /// `written`, `waiting` (for the first refresh), `standby` (somebody else holds its Lease) or `failing`.
     pub state: String,
     /// Why it fails.
     pub message: Option<String>,
@@ -213,7 +217,16 @@ impl Health {
     /// Nothing is ready yet. `unwritten` names the outputs that must be written first.
     #[must_use]
     pub fn new(status: Status, max_stale: Option<Duration>, unwritten: Vec<String>) -> Self {
-        let inner = Inner { complete: false, unwritten, fresh_at: None, due: BTreeMap::new(), status };
+        let inner = Inner {
+            complete: false,
+            needed: true,
+            proved: false,
+            started: false,
+            unwritten,
+            fresh_at: None,
+            due: BTreeMap::new(),
+            status,
+        };
         Self { started: Instant::now(), max_stale, inner: Mutex::new(inner) }
     }
 
@@ -227,7 +240,32 @@ impl Health {
         self.inner().complete = true;
     }
 
-    /// An output was written for the first time.
+    /// Whether this process reads AWS: somebody else may hold every Lease.
+    pub fn needed(&self, needed: bool) {
+        self.inner().needed = needed;
+    }
+
+    /// The identity was proved, without a read.
+    pub fn proved(&self) {
+        self.inner().proved = true;
+    }
+
+    /// The outputs that are not yet written, nor looked at by a standby.
+    #[must_use]
+    pub fn unwritten(&self) -> Vec<String> {
+        self.inner().unwritten.clone()
+    }
+
+    /// Reports an output, in the place of what was reported of it before.
+    pub fn output(&self, output: OutputStatus) {
+        let mut inner = self.inner();
+        match inner.status.outputs.iter_mut().find(|other| other.name == output.name) {
+            Some(before) => *before = output,
+            None => inner.status.outputs.push(output),
+        }
+    }
+
+    /// An output was written for the first time, or is somebody else's for now.
     pub fn written(&self, output: &str) {
         self.inner().unwritten.retain(|name| name != output);
     }
@@ -254,16 +292,24 @@ impl Health {
         Status { ready, ..self.inner().status.clone() }
     }
 
-    /// `/startupz`: the first refresh is complete and written.
+    /// `/startupz`: the first refresh is complete and written; or everything is somebody else's to write, and this process
+    /// could take it over. True for ever once it was.
     #[must_use]
     pub fn startup(&self) -> Verdict {
-        let inner = self.inner();
-        if !inner.complete {
+        let mut inner = self.inner();
+        if inner.started {
+            return Verdict::Yes;
+        }
+        if !inner.needed && !inner.proved {
+            return Verdict::No("the identity is not proved; `keytide status` says why".to_owned());
+        }
+        if inner.needed && !inner.complete {
             return Verdict::No("the first refresh is not complete; `keytide status` says what is missing".to_owned());
         }
         if !inner.unwritten.is_empty() {
             return Verdict::No(format!("not yet written: {}", inner.unwritten.join(", ")));
         }
+        inner.started = true;
         Verdict::Yes
     }
 
@@ -271,8 +317,12 @@ impl Health {
     #[must_use]
     pub fn ready(&self) -> Verdict {
         let startup = self.startup();
-        let age = self.inner().fresh_at.unwrap_or(self.started).elapsed();
-        match self.max_stale {
+        let (needed, fresh_at) = {
+            let inner = self.inner();
+            (inner.needed, inner.fresh_at)
+        };
+        let age = fresh_at.unwrap_or(self.started).elapsed();
+        match self.max_stale.filter(|_| needed) {
             Some(max) if startup == Verdict::Yes && age > max => Verdict::No(format!(
                 "the last complete refresh is {} s old, refresh.max_stale is {} s",
                 age.as_secs(),

@@ -50,6 +50,11 @@ pub struct Metrics {
     spool_new_secrets: IntCounter,
     spool_busiest: IntGauge,
     spool_errors: IntCounter,
+    kubernetes_requests: IntCounterVec,
+    kubernetes_request_duration: HistogramVec,
+    lease_held: IntGaugeVec,
+    lease_transitions: IntCounterVec,
+    output_contested: IntGaugeVec,
 }
 
 /// What there is in the spool.
@@ -297,6 +302,41 @@ impl Metrics {
                 "keytide_spool_errors_total",
                 "Looks at the spool, or reads of an entry, that the file system failed.",
             ),
+            kubernetes_requests: counters(
+                r,
+                "keytide_kubernetes_requests_total",
+                "Calls to the Kubernetes API server by verb, resource and outcome.",
+                &["verb", "resource", "outcome"],
+            ),
+            kubernetes_request_duration: register(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "keytide_kubernetes_request_duration_seconds",
+                        "Duration of calls to the Kubernetes API server, answered or not; of a watch until it is open.",
+                    )
+                    .buckets(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]),
+                    &["verb", "resource"],
+                ),
+            ),
+            lease_held: gauges(
+                r,
+                "keytide_lease_held",
+                "1 while this process holds the Lease of an output, and so reads and writes for it.",
+                &["output"],
+            ),
+            lease_transitions: counters(
+                r,
+                "keytide_lease_transitions_total",
+                "How often this process got or lost the Lease of an output.",
+                &["output"],
+            ),
+            output_contested: gauges(
+                r,
+                "keytide_output_contested",
+                "1 while somebody changes an output again and again, and repairs come at a growing distance.",
+                &["output"],
+            ),
             registry,
         };
         metrics.config_valid.set(1);
@@ -491,6 +531,31 @@ impl Metrics {
     /// The file system failed.
     pub fn spool_error(&self) {
         self.spool_errors.inc();
+    }
+
+    /// There is an output in Kubernetes.
+    pub fn kubernetes_output(&self, output: &OutputName) {
+        let output = &[output.as_str()];
+        self.lease_held.with_label_values(output);
+        self.lease_transitions.with_label_values(output);
+        self.output_contested.with_label_values(output);
+    }
+
+    /// One call to the API server ended. All three words are of closed sets.
+    pub fn kubernetes_request(&self, verb: &str, resource: &str, outcome: &str, seconds: f64) {
+        self.kubernetes_requests.with_label_values(&[verb, resource, outcome]).inc();
+        self.kubernetes_request_duration.with_label_values(&[verb, resource]).observe(seconds);
+    }
+
+    /// The Lease of an output was got or lost.
+    pub fn lease(&self, output: &OutputName, held: bool) {
+        self.lease_held.with_label_values(&[output.as_str()]).set(i64::from(held));
+        self.lease_transitions.with_label_values(&[output.as_str()]).inc();
+    }
+
+    /// Whether somebody fights for an output.
+    pub fn output_contested(&self, output: &OutputName, contested: bool) {
+        self.output_contested.with_label_values(&[output.as_str()]).set(i64::from(contested));
     }
 
     /// Whether `/readyz` would answer 200.

@@ -1,4 +1,4 @@
-//! Where values are written.
+//! Where values are written, but for Kubernetes: files.
 
 pub mod directory;
 pub mod env_file;
@@ -71,19 +71,20 @@ pub enum OutputError {
 // === impl Output ===
 
 impl Output {
-    /// Opens the directory of the output.
+    /// Opens the directory of an output of files; none for one that is no file, whose worker writes it.
     ///
     /// # Errors
     /// If it is not a directory, not a tmpfs where one is needed, or cannot be opened.
-    pub fn open(output: config::Output, in_pod: bool) -> Result<Self, OutputError> {
+    pub fn open(output: &config::Output, in_pod: bool) -> Result<Option<Self>, OutputError> {
         let config::Output { name, selection, kind } = output;
         let kind = match kind {
             config::OutputKind::EnvFile { path, format, access } => {
-                Kind::EnvFile(EnvFile::open(&path, format, access, in_pod)?)
+                Kind::EnvFile(EnvFile::open(path, *format, *access, in_pod)?)
             }
-            config::OutputKind::Files { directory, access } => Kind::Files(Files::open(&directory, access, in_pod)?),
+            config::OutputKind::Files { directory, access } => Kind::Files(Files::open(directory, *access, in_pod)?),
+            config::OutputKind::KubernetesSecret(_) => return Ok(None),
         };
-        Ok(Self { name, selection, kind })
+        Ok(Some(Self { name: name.clone(), selection: selection.clone(), kind }))
     }
 
     /// Its name.

@@ -3,8 +3,11 @@
 pub mod change;
 pub mod fan_out;
 pub mod fold;
+pub mod lease;
 pub mod naming;
 pub mod policy;
+pub mod publish;
 pub mod push;
 pub mod rate;
+pub mod role;
 pub mod schedule;

@@ -41,6 +41,12 @@ pub fn last_words(message: &str) {
     }
 }
 
+/// The name of this machine, or of the pod.
+#[must_use]
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// True in a container of Kubernetes.
 #[must_use]
 pub fn has_termination_log() -> bool {

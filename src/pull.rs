@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,8 @@ use crate::{
     aws::auth::{Auth, Known},
     config::{OnMissing, Refresh},
     domain::{
-        mapping::Request,
+        kubernetes::SecretType,
+        mapping::{Request, Selection},
         names::KeyName,
         snapshot::{Problem, Reason, Retry, Snapshot},
     },
@@ -27,6 +28,7 @@ use crate::{
     output::{Action, Output},
     plan::{
         fan_out::{Changes, Ledger, Mapping},
+        publish::Wish,
         schedule::Schedule,
     },
     source::Source,
@@ -37,6 +39,8 @@ use crate::{
 const NAMED: usize = 10;
 /// A requested refresh begins this long after the one requested before it, at the earliest.
 const REQUEST_PAUSE: Duration = Duration::from_secs(10);
+/// The pause between two looks at what others write, where the process ends with it.
+const SOON: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts to write an output that fails, or that somebody else keeps changing.
 const LONGEST_MEND: Duration = Duration::from_mins(1);
 
@@ -49,8 +53,12 @@ pub struct Pull {
     pub source: Option<Reader>,
     /// What is known, perhaps from before a restart.
     pub ledger: Ledger,
-    /// Where values go.
+    /// The files that values go to.
     pub outputs: Vec<Output>,
+    /// Who writes values elsewhere.
+    pub publishers: Vec<Publisher>,
+    /// How many outputs this process reads for; with none it only proves who it is.
+    pub demand: watch::Receiver<usize>,
     /// Where the last good snapshot is kept.
     pub state: Option<State>,
     /// When and how often.
@@ -65,6 +73,28 @@ pub struct Pull {
     pub now: fn() -> SystemTime,
     /// With a time limit: one complete refresh, then done.
     pub once: Option<Duration>,
+}
+
+/// Where the values of an output go that another worker writes.
+#[derive(Debug)]
+pub struct Publisher {
+    /// Which keys it takes.
+    pub selection: Selection,
+    /// Of which type the Secret is.
+    pub kind: SecretType,
+    /// How they get there: the last ones win.
+    pub sender: watch::Sender<Option<Publication>>,
+}
+
+/// What a refresh brought for one such output.
+#[derive(Debug)]
+pub struct Publication {
+    /// What it shall hold.
+    pub wish: Wish,
+    /// When the read began.
+    pub began: Instant,
+    /// What is not fresh of it, in words; none if all is.
+    pub stale: Option<String>,
 }
 
 /// The source with its identity.
@@ -130,11 +160,14 @@ enum Wake {
     Signal,
     Look,
     Late,
+    Demand,
 }
 
 #[derive(Debug)]
 struct Progress {
     complete: bool,
+    needed: bool,
+    proved: bool,
     deadline: Option<Instant>,
     next: Option<Instant>,
     retry: Option<Instant>,
@@ -169,9 +202,13 @@ impl Pull {
     ) -> Result<Ended, StartError> {
         let now = Instant::now();
         let reads = self.source.is_some();
+        let needed = *self.demand.borrow_and_update() > 0;
+        self.health.needed(needed);
         let mut progress = Progress {
             complete: false,
-            deadline: Some(now + self.once.unwrap_or(self.refresh.startup_timeout)),
+            needed,
+            proved: false,
+            deadline: (needed || self.once.is_some()).then_some(now + self.time_limit()),
             next: reads.then_some(now),
             retry: None,
             failing: BTreeSet::new(),
@@ -209,6 +246,7 @@ impl Pull {
                 }
                 () = signal.notified() => Wake::Signal,
                 () = until(progress.deadline) => Wake::Late,
+                Ok(()) = self.demand.changed() => Wake::Demand,
                 () = until(progress.asked_for) => Wake::Asked,
                 () = until(progress.next) => Wake::Due,
                 () = until(progress.retry) => Wake::Due,
@@ -222,6 +260,10 @@ impl Pull {
                     self.look(&mut progress);
                     continue;
                 }
+                Wake::Demand => {
+                    self.turn(&mut progress);
+                    continue;
+                }
                 Wake::Due => {}
                 Wake::Signal => progress.failing.clear(),
                 Wake::Asked => {
@@ -233,6 +275,14 @@ impl Pull {
                         asked.push(another);
                     }
                 }
+            }
+            if !progress.needed {
+                self.prove(&mut progress, &stop).await?;
+                for wanted in asked {
+                    let problem = "this keytide is a standby: another one holds the Lease, and reads".to_owned();
+                    drop(wanted.reply.send(Report { problems: vec![problem], ..Report::default() }));
+                }
+                continue;
             }
             let now = Instant::now();
             // Whoever asks gets everything read again; a retry reads what failed.
@@ -264,6 +314,78 @@ impl Pull {
         }
     }
 
+    /// The time limit of the first refresh.
+    fn time_limit(&self) -> Duration {
+        self.once.unwrap_or(self.refresh.startup_timeout)
+    }
+
+    /// This process begins to read, since it got a Lease, or leaves that to another one.
+    fn turn(&mut self, progress: &mut Progress) {
+        let needed = *self.demand.borrow_and_update() > 0;
+        if needed == progress.needed {
+            if needed {
+                // Whoever came later wants to know what AWS says now.
+                progress.next = Some(Instant::now());
+            }
+            return;
+        }
+        progress.needed = needed;
+        self.health.needed(needed);
+        progress.next = (needed || !progress.proved).then(Instant::now);
+        progress.retry = None;
+        progress.failing.clear();
+        if self.once.is_none() {
+            progress.deadline = (needed && !progress.complete).then(|| Instant::now() + self.time_limit());
+        }
+    }
+
+    /// Who reads nothing proves that it could.
+    async fn prove(&mut self, progress: &mut Progress, stop: &CancellationToken) -> Result<(), StartError> {
+        (progress.next, progress.retry) = (None, None);
+        let Some(reader) = &self.source else { return Ok(()) };
+        let limit = self.refresh.call_timeout.saturating_mul(reader.auth.most_calls().saturating_add(1));
+        self.health.due("pull", Instant::now() + limit);
+        let proof = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            proof = reader.auth.ready() => proof,
+        };
+        match proof {
+            Ok(()) => {
+                progress.proved = true;
+                progress.attempt = 0;
+                self.health.proved();
+                self.health.report(&self.metrics);
+            }
+            Err(problem) if problem.reason == Reason::UnexpectedIdentity => {
+                return Err(StartError::UnexpectedIdentity(problem));
+            }
+            Err(problem) => {
+                remark(
+                    &mut progress.remarked,
+                    BTreeSet::from([format!("a standby cannot prove who it is: {problem}")]),
+                );
+                progress.attempt = progress.attempt.saturating_add(1);
+                progress.retry = Some(Instant::now() + self.schedule.retry(progress.attempt, true));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands on what Kubernetes shall hold. Nothing before the first refresh is complete, and nothing from before a restart.
+    fn publish(&self, progress: &Progress, began: Instant) {
+        if !progress.complete {
+            return;
+        }
+        for Publisher { selection, kind, sender } in &self.publishers {
+            let wish = self.ledger.wish(&self.mapping, selection, kind);
+            let stale = self.ledger.stale_of(&self.mapping, selection);
+            let lines = stale.iter().map(|(key, problem)| format!("{key} ({})", problem.reason.label()));
+            let stale = (!stale.is_empty()).then(|| some_of(lines));
+            sender.send_replace(Some(Publication { wish, began, stale }));
+        }
+    }
+
     async fn take_in(
         &mut self,
         progress: &mut Progress,
@@ -286,6 +408,7 @@ impl Pull {
             self.keep(progress);
         }
         self.settle(progress);
+        self.publish(progress, began);
         progress.refreshes = progress.refreshes.saturating_add(1);
         let problems = self.problems();
         let complete = progress.complete && problems.is_empty();
@@ -403,8 +526,9 @@ impl Pull {
     fn look(&mut self, progress: &mut Progress) {
         progress.look = None;
         if !progress.complete {
-            let waiting = self.outputs.iter().map(|output| output_status(output, "waiting")).collect();
-            self.health.update(|status| status.outputs = waiting);
+            for output in &self.outputs {
+                self.health.output(output_status(output, "waiting"));
+            }
             return;
         }
         let at = seconds((self.now)());
@@ -469,13 +593,18 @@ impl Pull {
             })
             .collect();
         remark(&mut progress.remarked, told);
-        self.health.update(|status| status.outputs = statuses);
+        for status in statuses {
+            self.health.output(status);
+        }
         // Somebody who fights for a file, and a disk that stays full, are met at a growing distance.
         if progress.output_problems.is_empty() && self.once.is_none() {
             // Read and written: the start is over.
             progress.deadline = None;
         }
-        if disturbed {
+        if self.once.is_some() && !self.publishers.is_empty() {
+            // Others write what this one end waits for.
+            progress.look = Some(Instant::now() + SOON);
+        } else if disturbed {
             progress.looks = progress.looks.saturating_add(1);
             let pause =
                 Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(progress.looks.saturating_sub(1).min(6)));
@@ -558,7 +687,8 @@ impl Pull {
 
     fn is_done(&self, progress: &Progress) -> bool {
         let read = progress.refreshes > 0 || self.source.is_none();
-        read && progress.complete && self.problems().is_empty() && progress.output_problems.is_empty()
+        let written = progress.output_problems.is_empty() && self.health.unwritten().is_empty();
+        read && progress.complete && self.problems().is_empty() && written
     }
 
     fn too_late(&self, progress: &Progress) -> StartError {
@@ -566,6 +696,11 @@ impl Pull {
         let missing = self.ledger.missing(&self.mapping, skip);
         let mut lines: Vec<String> = missing.iter().map(|(what, problem)| format!("{what}: {problem}")).collect();
         lines.extend(progress.output_problems.values().cloned());
+        if lines.is_empty() {
+            let outputs = self.health.status().outputs.into_iter();
+            let late = outputs.filter(|output| output.state != "written");
+            lines.extend(late.filter_map(|output| Some(format!("output {}: {}", output.name, output.message?))));
+        }
         if lines.is_empty() {
             lines = self.problems();
         }

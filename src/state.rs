@@ -124,7 +124,7 @@ impl State {
     pub fn keep(&mut self, ledger: &Ledger, kept: &Kept) -> Result<(), StateError> {
         self.directory.refresh()?;
         let mut secrets: BTreeMap<&Request, Secret<'_>> = BTreeMap::new();
-        for (name, Good { value, from, wholesale }) in ledger.good() {
+        for (name, Good { value, from, wholesale, read: _ }) in ledger.good() {
             let secret = secrets.entry(from).or_insert_with(|| {
                 let version = ledger.applied().get(from);
                 Secret {
@@ -163,7 +163,8 @@ fn recovered(file: File<'_>) -> Option<Recovered> {
             recovered.applied.insert(request.clone(), Version { id: VersionId::parse(id).ok()?, created_ms });
         }
         for Key { name, wholesale, value } in keys {
-            let good = Good { value: SecretValue::new(value.into_owned()), from: request.clone(), wholesale };
+            let good =
+                Good { value: SecretValue::new(value.into_owned()), from: request.clone(), wholesale, read: false };
             recovered.good.insert(KeyName::parse(name).ok()?, good);
         }
     }

@@ -166,7 +166,7 @@ impl Scene {
                     access: FileAccess { mode: None, group: None, owner: None, allow_disk: false },
                 },
             }],
-            state: State { directory: self.directory.path().join(".keytide"), allow_disk: false },
+            state: Some(State { directory: self.directory.path().join(".keytide"), allow_disk: false }),
             http: Some(([127, 0, 0, 1], 0).into()),
             admin: None,
             virtual_keys: None,
@@ -296,6 +296,8 @@ impl Scene {
         let world = World {
             now: || time(OURS.get()),
             in_pod: false,
+            cluster: keytide::config::ClusterAccess::None,
+            instance: "test".to_owned(),
             origin: None,
             once: None,
             hangup: Arc::new(Notify::new()),

@@ -112,10 +112,11 @@ impl Report {
         let mapping = Mapping::new(keys.clone(), wholesale.clone());
         let outputs = outputs.iter().map(|output| {
             let (kind, path) = match &output.kind {
-                OutputKind::EnvFile { path, .. } => ("env_file", path),
-                OutputKind::Files { directory, .. } => ("files", directory),
+                OutputKind::EnvFile { path, .. } => ("env_file", path.display().to_string()),
+                OutputKind::Files { directory, .. } => ("files", directory.display().to_string()),
+                OutputKind::KubernetesSecret(secret) => ("kubernetes_secret", secret.path()),
             };
-            OutputReport { name: output.name.to_string(), kind, path: path.display().to_string() }
+            OutputReport { name: output.name.to_string(), kind, path }
         });
         Self {
             ok: false,

@@ -1,6 +1,6 @@
 //! `keytide run`.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{Exit, block_on, complain};
 use crate::{
-    config::{self, Environment, Sources},
+    config::{self, ClusterAccess, Environment, Sources},
     daemon::{Daemon, World},
     process::{self, Program},
     supervisor::Ending,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Loads, builds, runs; becomes itself again when the configuration changed.
-pub(super) fn run(sources: &Sources, once: Option<Duration>) -> Exit {
+pub(super) fn run(sources: &Sources, kubeconfig: Option<&Path>, once: Option<Duration>) -> Exit {
     process::protect();
     let program = Program::current();
     let environment = Environment::of_process();
@@ -38,6 +38,8 @@ pub(super) fn run(sources: &Sources, once: Option<Duration>) -> Exit {
         let shutdown = signals(Arc::clone(&hangup))?;
         let world = World {
             now: telemetry::wall_clock(),
+            cluster: ClusterAccess::choose(kubeconfig, &environment),
+            instance: instance(&environment),
             in_pod: environment.get("KUBERNETES_SERVICE_HOST").is_some(),
             origin: Some((sources.clone(), environment)),
             once,
@@ -60,6 +62,11 @@ pub(super) fn run(sources: &Sources, once: Option<Duration>) -> Exit {
             Exit::Failed
         }
     }
+}
+
+/// What people call this process by: the pod, which Kubernetes also calls the host.
+fn instance(environment: &Environment) -> String {
+    environment.get("POD_NAME").filter(|name| !name.is_empty()).map_or_else(process::host, str::to_owned)
 }
 
 /// Ends at SIGTERM or SIGINT; wakes `hangup` at each SIGHUP.

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::domain::{
     identity::{Account, Expected, Role, RoleArn},
+    kubernetes::{ObjectName, SecretType},
     mapping::{Format, Template},
     names::{KeyName, Member, OutputName, SecretId, SecretName, VersionStage},
     virtual_key::Operation,
@@ -94,6 +95,12 @@ text_field! {
     /// Time limit of a connection.
     ConnectTimeout(Duration): "expected a duration such as 3s or 500ms, at least 100ms and at most 1m",
         |text| duration(text, Duration::from_millis(100), MINUTE);
+    /// The key of a label or an annotation (Kubernetes, "Labels and Selectors", "Syntax and character set").
+    LabelName(String): "expected a key such as app or example.com/app: an optional DNS prefix with /, then 1 to 63 of A-Z a-z 0-9 - _ .",
+        |text| label_name(text).then(|| text.to_owned());
+    /// The value of a label.
+    LabelValue(String): "expected at most 63 of A-Z a-z 0-9 - _ ., beginning and ending with a letter or digit",
+        |text| (text.is_empty() || label_part(text)).then(|| text.to_owned());
     /// An absolute path.
     AbsolutePath(PathBuf): "expected an absolute path without . and .. in it", absolute;
     /// A file's mode; none is `auto`.
@@ -190,6 +197,35 @@ name_field! {
     SecretName: "expected the name of a secret";
     VersionStage: "expected a staging label";
     OutputName: "expected a name";
+    ObjectName: "expected the name of a Kubernetes object";
+}
+
+impl Field for SecretType {
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        const EXPECTED: &str =
+            "expected a type such as Opaque or kubernetes.io/tls, other than that of service accounts";
+        Self::parse(text(node, EXPECTED)?).ok_or(Cow::Borrowed(EXPECTED))
+    }
+}
+
+impl LabelName {
+    /// True for those that keytide itself writes.
+    pub(super) fn is_ours(&self) -> bool {
+        self.0.starts_with("keytide.dev/")
+    }
+}
+
+fn label_name(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((prefix, name)) => ObjectName::parse(prefix).is_ok() && label_part(name),
+        None => label_part(text),
+    }
+}
+
+fn label_part(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    text.len() <= 63 && ends(text.chars().next()) && ends(text.chars().next_back()) && text.chars().all(legal)
 }
 
 impl Field for RoleArn {

@@ -14,10 +14,11 @@ use serde::{
 };
 
 use super::{
-    FileAccess, OnMissing, Output, OutputKind, Refresh, State,
+    FileAccess, KubernetesSecret, OnMissing, Output, OutputKind, Refresh, State,
     aws::{AwsBlock, OurAws},
     fields::{
-        AbsolutePath, CallTimeout, Field, FileMode, Id, Interval, Listen, MaxStale, Share, Socket, StartupTimeout,
+        AbsolutePath, CallTimeout, Field, FileMode, Id, Interval, LabelName, LabelValue, Listen, MaxStale, Share,
+        Socket, StartupTimeout,
     },
     findings::{Findings, Given, Place, Reader},
     litellm::{General, GeneralSchema},
@@ -25,6 +26,7 @@ use super::{
     yaml::{Located, Node, Pairs, Position, Shape, Unchecked},
 };
 use crate::domain::{
+    kubernetes::{ObjectName, SecretType, Settings},
     mapping::{Format, Request, Selection, Template, Wholesale},
     names::{KeyName, Member, OutputName, SecretId, VersionStage},
 };
@@ -128,6 +130,8 @@ enum OutputBlock {
     EnvFile(EnvFileBlock),
     /// One file for each key, all swapped at once.
     Files(FilesBlock),
+    /// A Kubernetes Secret in keytide's namespace.
+    KubernetesSecret(KubernetesSecretBlock),
 }
 
 /// One env file.
@@ -176,6 +180,34 @@ struct FilesBlock {
     /// The keys that it takes. Default: all that are exported.
     keys: Option<Vec<Unchecked<KeyName>>>,
     /// Keys that it writes under another name: key to file name. Default: none.
+    rename: Option<Pairs<KeyName, String>>,
+}
+
+/// A Kubernetes Secret in keytide's namespace, written by server-side apply. One process at a time writes it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "KubernetesSecret")]
+struct KubernetesSecretBlock {
+    /// Its name. Required.
+    name: Option<Unchecked<ObjectName>>,
+    /// Its type. Default: `Opaque`.
+    #[serde(rename = "type")]
+    of_type: Option<Unchecked<SecretType>>,
+    /// Labels that it has. Default: none.
+    labels: Option<Pairs<LabelName, LabelValue>>,
+    /// Annotations that it has, beside keytide's own. Default: none.
+    annotations: Option<Pairs<LabelName, String>>,
+    /// False: it is only filled where somebody else made it. Default: true.
+    create: Option<Unchecked<bool>>,
+    /// True: a Secret that is not keytide's is filled, beside what it holds. Default: false.
+    adopt: Option<Unchecked<bool>>,
+    /// True: keys, labels and annotations that another field manager owns are taken. Default: false.
+    force: Option<Unchecked<bool>>,
+    /// The name of the Lease that decides who reads AWS for it and writes it. Default: `keytide-` and its name.
+    lease: Option<Unchecked<ObjectName>>,
+    /// The keys that it takes. Default: all that are exported.
+    keys: Option<Vec<Unchecked<KeyName>>>,
+    /// Keys that it writes under another name: key to name. Default: none.
     rename: Option<Pairs<KeyName, String>>,
 }
 
@@ -472,6 +504,7 @@ impl OutputBlock {
         match self {
             Self::EnvFile(_) => "env_file",
             Self::Files(_) => "files",
+            Self::KubernetesSecret(_) => "kubernetes_secret",
         }
     }
 
@@ -493,9 +526,53 @@ impl OutputBlock {
                 let kind = directory.map(|AbsolutePath(directory)| OutputKind::Files { directory, access });
                 (name, check_selection(place, keys, rename, reader), kind)
             }
+            Self::KubernetesSecret(block) => {
+                let (keys, rename, kind) = block.check(place, reader);
+                // Its `name` is that of the Secret.
+                (None, check_selection(place, keys, rename, reader), kind)
+            }
         };
         let name = reader.value(&path("name"), name).unwrap_or(default_name);
         Some(Output { name, selection, kind: kind? })
+    }
+}
+
+type Keys = Option<Vec<Unchecked<KeyName>>>;
+type Names = Option<Pairs<KeyName, String>>;
+
+impl KubernetesSecretBlock {
+    fn check(self, place: &Place, reader: &mut Reader<'_, '_>) -> (Keys, Names, Option<OutputKind>) {
+        let Self { name, of_type, labels, annotations, create, adopt, force, lease, keys, rename } = self;
+        let path = |field: &str| format!("{}.{field}", place.path);
+        let name = reader.required(place, "name", name);
+        let lease = reader.value(&path("lease"), lease).or_else(|| {
+            let name: &ObjectName = name.as_ref()?;
+            let lease = ObjectName::parse(format!("keytide-{name}"));
+            if lease.is_err() {
+                reader.findings.error(place, "the name is too long to name a Lease after it: give lease");
+            }
+            lease.ok()
+        });
+        let annotations = check_pairs(&path("annotations"), annotations, reader);
+        for (key, given) in &annotations {
+            if key.is_ours() {
+                reader.findings.error(&given.place, "annotations of keytide.dev/ are keytide's own");
+            }
+        }
+        let settings = Settings {
+            kind: reader.value(&path("type"), of_type).unwrap_or_default(),
+            labels: check_pairs(&path("labels"), labels, reader)
+                .into_iter()
+                .map(|(key, value): (LabelName, Given<LabelValue>)| (key.0, value.value.0))
+                .collect(),
+            annotations: annotations.into_iter().map(|(key, value)| (key.0, value.value)).collect(),
+            create: reader.value(&path("create"), create).unwrap_or(true),
+            adopt: reader.value(&path("adopt"), adopt).unwrap_or(false),
+            force: reader.value(&path("force"), force).unwrap_or(false),
+        };
+        let kind = name.zip(lease);
+        let kind = kind.map(|(name, lease)| OutputKind::KubernetesSecret(KubernetesSecret { name, lease, settings }));
+        (keys, rename, kind)
     }
 }
 

@@ -124,7 +124,7 @@ fn our_block_alone_is_a_whole_configuration() {
     let OutputKind::EnvFile { format, access, .. } = config.outputs[1].kind else { panic!("not an env file") };
     assert_eq!(format, Format::Docker);
     assert_eq!(access, FileAccess { mode: Some(0o440), group: Some(1000), owner: Some(0), allow_disk: false });
-    assert_eq!(config.state, State { directory: "/run/keytide/env/.keytide".into(), allow_disk: true });
+    assert_eq!(config.state, Some(State { directory: "/run/keytide/env/.keytide".into(), allow_disk: true }));
     assert_eq!((config.http, config.admin), (None, None));
 }
 
@@ -145,7 +145,7 @@ fn what_is_left_out_has_defaults() {
     );
     let OutputKind::EnvFile { path, format, .. } = &config.outputs[0].kind else { panic!("not an env file") };
     assert_eq!((path.as_path(), *format), (Path::new("/run/keytide/env/keys.env"), Format::Dotenv));
-    assert_eq!(config.state, State { directory: "/run/keytide/env/.keytide".into(), allow_disk: false });
+    assert_eq!(config.state, Some(State { directory: "/run/keytide/env/.keytide".into(), allow_disk: false }));
     assert_eq!(config.http.unwrap().to_string(), "[::]:19847");
     assert_eq!(config.admin.unwrap(), Path::new("/run/keytide/private/admin.sock"));
     assert!(config.notices.is_empty(), "{:?}", config.notices);

@@ -63,7 +63,7 @@ pub(super) struct Problem {
 }
 
 /// Keys that are planned, and that this version does not know.
-const LATER: [&str; 2] = ["kubernetes_secret", "reload"];
+const LATER: [&str; 1] = ["reload"];
 
 /// Reads a file.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {

@@ -101,6 +101,15 @@ name!(OutputName, is_output_name, OUTPUT_NAME);
 name!(VersionStage, is_version_stage, VERSION_STAGE);
 name!(VersionId, is_version_id, VERSION_ID);
 
+// === impl NameError ===
+
+impl NameError {
+    /// A name that is not what was expected.
+    pub(super) const fn expecting(expected: &'static str) -> Self {
+        Self { expected }
+    }
+}
+
 // === impl Member ===
 
 impl Member {

@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::change::{self, Before};
+use super::{
+    change::{self, Before},
+    publish::Wish,
+};
 use crate::domain::{
+    kubernetes::SecretType,
     mapping::{Filter, Key, Origin, Request, Segment, Selection, Template, Wholesale},
     names::{EnvName, KeyName, Member, VersionId},
     snapshot::{Problem, Reading, Reason, Snapshot, Version},
@@ -28,6 +32,7 @@ pub struct Ledger {
     problems: BTreeMap<KeyName, Problem>,
     troubles: BTreeMap<Request, Problem>,
     looked: BTreeSet<Request>,
+    read: BTreeSet<Request>,
 }
 
 /// The last good value of one key.
@@ -39,6 +44,8 @@ pub struct Good {
     pub from: Request,
     /// True for a key that the configuration does not name.
     pub wholesale: bool,
+    /// True if this process read it; false if it is from before a restart.
+    pub read: bool,
 }
 
 /// What a refresh did to the ledger.
@@ -69,6 +76,15 @@ pub struct KeyState<'a> {
     pub found: bool,
     /// Why it is not fresh.
     pub problem: Option<Problem>,
+}
+
+/// Why there is no value that this process read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Missing {
+    /// AWS said that there is none.
+    Absent,
+    /// Nothing is known of it.
+    Unread,
 }
 
 /// One key as an output shall hold it.
@@ -273,6 +289,7 @@ impl Ledger {
         }
         self.held.remove(request);
         self.looked.insert(request.clone());
+        self.read.insert(request.clone());
         for name in exported.difference(&whole) {
             self.good.remove(name);
             self.problems.remove(name);
@@ -311,11 +328,12 @@ impl Ledger {
 
     fn set(&mut self, name: KeyName, value: SecretValue, from: &Request, wholesale: bool, changes: &mut Changes) {
         self.problems.remove(&name);
-        if self.good.get(&name).is_some_and(|good| good.value == value) {
+        if let Some(good) = self.good.get_mut(&name).filter(|good| good.value == value) {
+            good.read = true;
             return;
         }
         changes.changed.insert(name.clone());
-        self.good.insert(name, Good { value, from: from.clone(), wholesale });
+        self.good.insert(name, Good { value, from: from.clone(), wholesale, read: true });
     }
 
     /// The last good values, to be kept over a restart.
@@ -394,16 +412,20 @@ impl Ledger {
         keys.chain(wholesale).collect()
     }
 
-    /// What an output with this selection shall hold now, in the order of the configuration.
-    #[must_use]
-    pub fn desired(&self, mapping: &Mapping, selection: &Selection) -> Vec<Desired> {
+    /// The keys of a selection, in the order of the configuration.
+    fn selected(&self, mapping: &Mapping, selection: &Selection) -> Vec<KeyName> {
         let all = || {
             let named = mapping.keys.iter().filter(|key| key.export).map(|key| &key.name);
             let wholesale = self.good.iter().filter(|(_, good)| good.wholesale).map(|(name, _)| name);
             named.chain(wholesale).cloned().collect()
         };
-        let names: Vec<KeyName> = selection.keys.clone().unwrap_or_else(all);
-        names
+        selection.keys.clone().unwrap_or_else(all)
+    }
+
+    /// What an output with this selection shall hold now, in the order of the configuration.
+    #[must_use]
+    pub fn desired(&self, mapping: &Mapping, selection: &Selection) -> Vec<Desired> {
+        self.selected(mapping, selection)
             .into_iter()
             .filter_map(|key| {
                 let value = match mapping.named(&key).map(|key| &key.origin) {
@@ -414,6 +436,85 @@ impl Ledger {
                 Some(Desired { key, name, value })
             })
             .collect()
+    }
+
+    /// What a Kubernetes Secret of this type shall hold: only what this process read.
+    #[must_use]
+    pub fn wish(&self, mapping: &Mapping, selection: &Selection, kind: &SecretType) -> Wish {
+        let mut wish = Wish::default();
+        let listed = selection.keys.as_deref();
+        let takes_all = listed.is_none_or(|keys| keys.iter().any(|key| mapping.named(key).is_none()));
+        for wholesale in mapping.wholesale.iter().filter(|_| takes_all) {
+            let definite = self.troubles.get(&wholesale.request).is_some_and(|trouble| trouble.reason.is_definite());
+            wish.waiting |= !self.read.contains(&wholesale.request) && !definite;
+            self.note_version(&wholesale.request, &mut wish);
+        }
+        for (key, value) in self.read_values(mapping, selection) {
+            let name = selection.rename.get(&key).map_or_else(|| key.as_str().to_owned(), Clone::clone);
+            if let Err(rule) = kind.check_key(&name) {
+                wish.unrepresentable.push((key, rule.to_string()));
+                continue;
+            }
+            match value {
+                Ok(value) => {
+                    for request in self.sources_of(mapping, &key) {
+                        self.note_version(request, &mut wish);
+                    }
+                    wish.values.insert(name, value);
+                }
+                Err(Missing::Absent) => drop(wish.absent.insert(name)),
+                Err(Missing::Unread) => drop(wish.unread.insert(name)),
+            }
+        }
+        wish
+    }
+
+    /// The keys of a selection that are not fresh, each with why.
+    #[must_use]
+    pub fn stale_of(&self, mapping: &Mapping, selection: &Selection) -> Vec<(KeyName, Problem)> {
+        let names: BTreeSet<KeyName> = self.selected(mapping, selection).into_iter().collect();
+        let states = self.states(mapping).into_iter().filter(|state| names.contains(state.name));
+        states.filter_map(|state| Some((state.name.clone(), state.problem?))).collect()
+    }
+
+    /// The keys of a selection, each with its value if this process read it.
+    fn read_values(&self, mapping: &Mapping, selection: &Selection) -> Vec<(KeyName, Result<SecretValue, Missing>)> {
+        let one = |key: &KeyName| match self.good.get(key) {
+            Some(good) if good.read => Ok(good.value.share()),
+            Some(_) => Err(Missing::Unread),
+            None if self.problems.get(key).is_some_and(|problem| problem.reason.is_definite()) => Err(Missing::Absent),
+            None => Err(Missing::Unread),
+        };
+        let names = self.selected(mapping, selection);
+        let values = names.into_iter().map(|key| {
+            let value = match mapping.named(&key).map(|key| &key.origin) {
+                Some(Origin::Template(template)) => {
+                    let missing = template.keys().filter_map(|key| one(key).err()).max();
+                    missing.map_or_else(|| self.evaluate(template).ok_or(Missing::Unread), Err)
+                }
+                _ => one(&key),
+            };
+            (key, value)
+        });
+        values.collect()
+    }
+
+    /// The reads that a key's value comes from.
+    fn sources_of<'a>(&'a self, mapping: &'a Mapping, key: &KeyName) -> Vec<&'a Request> {
+        match mapping.named(key).map(|key| &key.origin) {
+            Some(Origin::Template(template)) => {
+                template.keys().filter_map(|key| self.good.get(key).map(|good| &good.from)).collect()
+            }
+            _ => self.good.get(key).map(|good| &good.from).into_iter().collect(),
+        }
+    }
+
+    fn note_version(&self, request: &Request, wish: &mut Wish) {
+        let Some(version) = self.applied.get(request).filter(|_| self.read.contains(request)) else { return };
+        let Request { secret, stage } = request;
+        let name = stage.as_ref().map_or_else(|| secret.to_string(), |stage| format!("{secret}@{stage}"));
+        wish.provenance.versions.insert(name, version.id.to_string());
+        wish.provenance.newest_ms = wish.provenance.newest_ms.max(version.created_ms);
     }
 
     fn evaluate(&self, template: &Template) -> Option<SecretValue> {
@@ -566,6 +667,7 @@ mod tests {
             value: SecretValue::new(value.to_owned()),
             from: request(from),
             wholesale,
+            read: false,
         };
         let mapping = Mapping::new(
             vec![key("A", Origin::Secret(request("a"))), key("MOVED", Origin::Secret(request("new")))],

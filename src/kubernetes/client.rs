@@ -1,0 +1,193 @@
+//! One client for every call to the API server: where it is, who keytide is there, time limits, and what is counted.
+
+use std::{fmt, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use hyper_util::client::proxy::matcher::Matcher;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
+
+use super::outcome::{self, Subject, Trouble, TroubleKind, Verb};
+use crate::{
+    config::{ClusterAccess, Network},
+    metrics::Metrics,
+};
+
+/// Time limit of a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Time limit of a call, unless it says otherwise.
+pub const CALL: Duration = Duration::from_secs(10);
+/// The field manager of all that keytide applies.
+pub const MANAGER: &str = "keytide";
+
+/// The API server, as keytide reaches it. Its `Debug` shows nothing: the client knows a token.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    namespace: String,
+    metrics: Arc<Metrics>,
+    overrides: Vec<String>,
+}
+
+/// Why there is no cluster.
+#[derive(Debug, Error)]
+pub enum ClusterError {
+    /// Nothing says where the API server is.
+    #[error(
+        "no Kubernetes: keytide runs in no pod with a service account's token (KUBERNETES_SERVICE_HOST, \
+         automountServiceAccountToken), and neither KUBECONFIG nor --kubeconfig names a kubeconfig"
+    )]
+    Nowhere,
+    /// The pod's own files cannot be used.
+    #[error(
+        "failed to use the service account of the pod: {0}; expected token, ca.crt and namespace in \
+         /var/run/secrets/kubernetes.io/serviceaccount (automountServiceAccountToken: true)"
+    )]
+    Pod(&'static str),
+    /// A kubeconfig that cannot be used.
+    #[error("failed to use the kubeconfig {}: {what}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A kubeconfig that wants a program run.
+    #[error(
+        "the kubeconfig {} gets its credentials from a program, which keytide runs only if --kubeconfig names the file",
+        .0.display()
+    )]
+    Program(PathBuf),
+    /// Values would be readable on the way.
+    #[error("the API server of the kubeconfig {} is called by plain http, which is refused but for this machine", .0.display())]
+    Plain(PathBuf),
+    /// Certificates, a token or a proxy that cannot be used.
+    #[error("failed to prepare the connection to the Kubernetes API server: {0}")]
+    Connection(&'static str),
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Finds the API server: `--kubeconfig`, `KUBECONFIG`, or the pod's service account. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// If there is none, or what is there cannot be used.
+    pub async fn connect(
+        access: &ClusterAccess,
+        network: &Network,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClusterError> {
+        let mut overrides = Vec::new();
+        let mut config = match access {
+            ClusterAccess::Kubeconfig { files, run_programs } => {
+                let path = files.first().cloned().unwrap_or_default();
+                let config = from_kubeconfig(files, *run_programs, &path).await?;
+                overrides.push(format!("Kubernetes is reached as the kubeconfig {} says", path.display()));
+                if config.accept_invalid_certs {
+                    let insecure = "the kubeconfig turns off the check of the API server's certificate";
+                    overrides.push(insecure.to_owned());
+                }
+                config
+            }
+            ClusterAccess::Pod => from_pod(network)?,
+            ClusterAccess::None => return Err(ClusterError::Nowhere),
+        };
+        config.connect_timeout = Some(CONNECT);
+        config.write_timeout = Some(CALL);
+        // One retry loop, ours; and a watch is quiet for as long as nothing happens.
+        config.read_timeout = None;
+        config.default_retry = false;
+        let namespace = config.default_namespace.clone();
+        let client = Client::try_from(config).map_err(|error| ClusterError::Connection(outcome::about(&error)))?;
+        Ok(Self { client, namespace, metrics, overrides })
+    }
+
+    /// The namespace that keytide works in: its pod's, or that of the kubeconfig's context.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// What is not the pod's own service account, in sentences.
+    #[must_use]
+    pub fn overrides(&self) -> &[String] {
+        &self.overrides
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// One call, with a time limit; counted.
+    pub(super) async fn call<T>(
+        &self,
+        verb: Verb,
+        subject: &Subject,
+        limit: Duration,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Trouble> {
+        let began = Instant::now();
+        let result = match timeout(limit, call).await {
+            Ok(result) => result.map_err(|error| outcome::trouble(&error, verb, subject, &self.namespace)),
+            Err(_) => Err(Trouble::new(
+                TroubleKind::Unavailable,
+                format!("failed to {verb} {subject}: no answer within {limit:?}"),
+            )),
+        };
+        let outcome = result.as_ref().map_or_else(|trouble| trouble.kind.label(), |_| "ok");
+        self.metrics.kubernetes_request(verb.label(), subject.resource, outcome, began.elapsed().as_secs_f64());
+        result
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+async fn from_kubeconfig(files: &[PathBuf], run_programs: bool, path: &PathBuf) -> Result<Config, ClusterError> {
+    let wrong = |path: &PathBuf, what| ClusterError::Kubeconfig { path: path.clone(), what };
+    let mut merged: Option<Kubeconfig> = None;
+    for file in files {
+        let one = Kubeconfig::read_from(file).map_err(|error| wrong(file, outcome::about_kubeconfig(&error)))?;
+        merged = Some(match merged {
+            Some(before) => before.merge(one).map_err(|error| wrong(file, outcome::about_kubeconfig(&error)))?,
+            None => one,
+        });
+    }
+    let merged = merged.ok_or(ClusterError::Nowhere)?;
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(merged, &options)
+        .await
+        .map_err(|error| wrong(path, outcome::about_kubeconfig(&error)))?;
+    let programs = config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some();
+    if programs && !run_programs {
+        return Err(ClusterError::Program(path.clone()));
+    }
+    let host = config.cluster_url.host().unwrap_or_default();
+    let nearby = host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    if config.cluster_url.scheme_str() != Some("https") && !nearby {
+        return Err(ClusterError::Plain(path.clone()));
+    }
+    Ok(config)
+}
+
+/// By the proxy of the environment, where it does not leave the API server out: as `kubectl` does in a pod.
+fn from_pod(network: &Network) -> Result<Config, ClusterError> {
+    let mut config = Config::incluster().map_err(|error| ClusterError::Pod(outcome::about_pod(&error)))?;
+    if let Some(proxy) = &network.proxy {
+        let no_proxy = network.no_proxy.as_deref().unwrap_or_default();
+        let matcher = Matcher::builder().https(proxy.expose()).no(no_proxy).build();
+        if matcher.intercept(&config.cluster_url).is_some() {
+            let url = proxy.expose().parse();
+            config.proxy_url = Some(url.map_err(|_| ClusterError::Connection("the URL of the proxy is none"))?);
+        }
+    }
+    Ok(config)
+}
