@@ -3,6 +3,7 @@
 mod check;
 mod policy;
 mod push;
+mod role;
 mod run;
 mod spool;
 mod status;
@@ -117,6 +118,8 @@ struct RunArgs {
 struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// LiteLLM reads the same file: say what of it LiteLLM would do itself
     #[arg(long)]
     shared_with_litellm: bool,
@@ -138,6 +141,10 @@ struct CheckArgs {
 struct PolicyArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Instead of IAM's documents, the Role that Kubernetes needs, for `kubectl apply`
+    #[arg(long, conflicts_with_all = ["account", "identity", "base_role", "oidc_provider", "service_account", "kms_keys",
+        "document", "of"])]
+    kubernetes: bool,
     /// The account of the pod's own role, and of the secrets where no role of the configuration says it
     #[arg(long, value_name = "ID", value_parser = account)]
     account: Option<Account>,
@@ -310,12 +317,14 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
             let once = args.once.then_some(args.timeout);
             run::run(&args.config.sources(), args.cluster.kubeconfig.as_deref(), once)
         }
-        Command::Check(CheckArgs { config, shared_with_litellm, replicas, online, simulate, output }) => {
+        Command::Check(CheckArgs { config, cluster, shared_with_litellm, replicas, online, simulate, output }) => {
             let asked = check::Asked { shared_with_litellm, replicas, online, simulate };
-            check::check(&config.sources(), asked, output)
+            check::check(&config.sources(), cluster.kubeconfig.as_deref(), asked, output)
         }
+        Command::Policy(PolicyArgs { config, kubernetes: true, output, .. }) => role::role(&config.sources(), output),
         Command::Policy(PolicyArgs {
             config,
+            kubernetes: _,
             account,
             identity,
             base_role,

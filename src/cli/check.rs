@@ -1,17 +1,21 @@
 //! `keytide check`: what the configuration means, what it costs, and with `--online` whether AWS agrees.
 
 mod calls;
+mod cluster;
 mod online;
+
+use std::path::Path;
 
 use serde::Serialize;
 
 use self::{
     calls::{Calls, sessions_a_day},
+    cluster::{InCluster, in_cluster},
     online::{Online, online},
 };
 use super::{Exit, Form, block_on, complain, lines_of, print};
 use crate::{
-    config::{self, Config, Environment, OutputKind, Sources},
+    config::{self, ClusterAccess, Config, Environment, OutputKind, Sources},
     plan::fan_out::Mapping,
     process, source,
 };
@@ -44,6 +48,9 @@ struct Report {
     /// Only with `--online`.
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<Online>,
+    /// Only with `--online`, and where an output is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubernetes: Option<InCluster>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +64,7 @@ struct OutputReport {
 const RUN: &str = "`run` would fail";
 
 /// Loads the configuration as `run` does, and says what it means.
-pub(super) fn check(sources: &Sources, asked: Asked, form: Form) -> Exit {
+pub(super) fn check(sources: &Sources, kubeconfig: Option<&Path>, asked: Asked, form: Form) -> Exit {
     process::protect();
     let environment = Environment::of_process();
     let loaded = config::load(sources, &environment).and_then(|config| {
@@ -83,6 +90,14 @@ pub(super) fn check(sources: &Sources, asked: Asked, form: Form) -> Exit {
     if let Some(missing) = config.aws.reader.missing().filter(|_| asked.online || !idle) {
         report.problems.push(format!("{RUN}: {missing}"));
     } else if asked.online {
+        let access = ClusterAccess::choose(kubeconfig, &environment);
+        match block_on(in_cluster(&config, &access)) {
+            Ok((cluster, problems)) => {
+                report.problems.extend(problems);
+                report.kubernetes = cluster;
+            }
+            Err(error) => report.problems.push(format!("{RUN}: {error}")),
+        }
         match block_on(online(config, asked.simulate)).map_err(anyhow::Error::from).flatten() {
             Ok((online, problems)) => {
                 report.problems.extend(problems);
@@ -110,6 +125,9 @@ impl Report {
     fn of(config: &Config, replicas: u32) -> Self {
         let Config { aws, keys, wholesale, refresh, outputs, notices, .. } = config;
         let mapping = Mapping::new(keys.clone(), wholesale.clone());
+        // Of those who share a Secret one reads, whom the Lease decides on.
+        let shared = |output: &config::Output| matches!(output.kind, OutputKind::KubernetesSecret(_));
+        let readers = if !outputs.is_empty() && outputs.iter().all(shared) { 1 } else { replicas };
         let outputs = outputs.iter().map(|output| {
             let (kind, path) = match &output.kind {
                 OutputKind::EnvFile { path, .. } => ("env_file", path.display().to_string()),
@@ -130,15 +148,16 @@ impl Report {
                 source::secrets_manager::call_count(&mapping.requests()),
                 refresh.interval,
                 sessions_a_day(&aws.reader),
-                replicas,
+                readers,
             ),
             online: None,
+            kubernetes: None,
         }
     }
 
     /// For people: readable in ten seconds.
     fn lines(&self) -> Vec<String> {
-        let Self { ok: _, problems, notices, region, keys, wholesale, outputs, calls, online } = self;
+        let Self { ok: _, problems, notices, region, keys, wholesale, outputs, calls, online, kubernetes } = self;
         let mut lines: Vec<String> = notices.iter().map(|notice| format!("note: {notice}")).collect();
         let mut line = |name: &str, text: String| lines.push(format!("{name:<10} {text}").trim_end().to_owned());
         line("region", region.clone());
@@ -150,8 +169,11 @@ impl Report {
             line("", format!("all members of secret {secret}"));
         }
         for OutputReport { name, kind, path } in outputs {
-            let tried = if online.is_some() { ", not tried" } else { "" };
+            let tried = if online.is_some() && *kind != "kubernetes_secret" { ", not tried" } else { "" };
             line("output", format!("{name} ({kind}) {path}{tried}"));
+        }
+        for (name, text) in kubernetes.iter().flat_map(InCluster::lines) {
+            line(name, text);
         }
         for (i, text) in calls.lines().into_iter().enumerate() {
             line(if i == 0 { "calls" } else { "" }, text);

@@ -69,6 +69,19 @@ impl SecretObject {
         Subject { group: "", resource: "secrets", name: self.name.to_string() }
     }
 
+    /// What the API server has; none: no such Secret.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub async fn look(&self) -> Result<Option<Live>, Trouble> {
+        let api = self.api();
+        match self.cluster.call(Verb::Get, &self.subject(), CALL, api.get(self.name.as_str())).await {
+            Ok(object) => Ok(Some(live(object))),
+            Err(trouble) if trouble.kind == TroubleKind::Absent => Ok(None),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
     /// Tells what there is, and then each change, until the watch ends. With a field selector, so that RBAC can name the
     /// object.
     ///

@@ -212,6 +212,9 @@ impl Publisher {
         if wish.waiting {
             return Step::Idle;
         }
+        if let Err(refusal) = permitted(&self.settings, live.as_deref()) {
+            return Step::Refuse(refusal);
+        }
         let manifest = match manifest(&self.settings, wish, live.as_deref(), self.known_content(live.as_deref())) {
             Ok(manifest) => manifest,
             Err(refusal) => return Step::Refuse(refusal),
@@ -220,12 +223,8 @@ impl Publisher {
         let holds = Holds { keys: manifest.data.len(), content };
         let same_wish = self.held.as_ref().is_some_and(|held| held.says(&manifest));
         let (cause, resource_version) = match live {
-            None if !self.settings.create => return Step::Refuse(Refusal::Missing),
             None => (if self.held.is_some() { Cause::Repair } else { Cause::Made }, None),
             Some(live) => {
-                if let Err(refusal) = permitted(&self.settings, live) {
-                    return Step::Refuse(refusal);
-                }
                 if manifest.is_in(live) {
                     self.content = manifest.annotations.get(CONTENT).cloned();
                     self.held = Some(manifest);
@@ -305,7 +304,11 @@ impl Publisher {
 }
 
 /// What stands in the way of any write.
-fn permitted(settings: &Settings, live: &Live) -> Result<(), Refusal> {
+///
+/// # Errors
+/// If something does.
+pub fn permitted(settings: &Settings, live: Option<&Live>) -> Result<(), Refusal> {
+    let Some(live) = live else { return if settings.create { Ok(()) } else { Err(Refusal::Missing) } };
     if live.deleting {
         return Err(Refusal::Deleting);
     }

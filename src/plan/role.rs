@@ -1,5 +1,7 @@
 //! The smallest Role (`rbac.authorization.k8s.io/v1`) for a configuration: each object by its name, nothing cluster-wide.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// The rules that the outputs and actions of one configuration need.
@@ -45,6 +47,19 @@ impl Role {
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+}
+
+impl fmt::Display for Role {
+    /// As YAML.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { api_version, kind, metadata: Metadata { name }, rules } = self;
+        write!(f, "apiVersion: {api_version}\nkind: {kind}\nmetadata:\n  name: {name}\nrules:\n")?;
+        for Rule { api_groups, resources, resource_names, verbs } in rules {
+            writeln!(f, "  - apiGroups: {api_groups:?}\n    resources: {resources:?}")?;
+            writeln!(f, "    resourceNames: {resource_names:?}\n    verbs: {verbs:?}")?;
+        }
+        Ok(())
     }
 }
 
