@@ -382,3 +382,294 @@ fn mark(versions: &str) -> String {
         .filter_map(|digit| char::from_digit(digit.into(), 16))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::kubernetes::SecretType;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u32) -> Duration {
+        SECOND * seconds
+    }
+
+    fn values(pairs: &[(&str, &str)]) -> BTreeMap<String, SecretValue> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), SecretValue::new((*value).to_owned()))).collect()
+    }
+
+    fn names(list: &[&str]) -> BTreeSet<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn provenance(version: &str, newest_ms: i64) -> Provenance {
+        let versions = BTreeMap::from([("app".to_owned(), version.to_owned())]);
+        Provenance { versions, newest_ms: Some(newest_ms) }
+    }
+
+    fn wish(pairs: &[(&str, &str)], version: &str, newest_ms: i64) -> Wish {
+        Wish { values: values(pairs), provenance: provenance(version, newest_ms), ..Wish::default() }
+    }
+
+    fn settings() -> Settings {
+        Settings { create: true, ..Settings::default() }
+    }
+
+    /// What the API server makes of an apply by keytide.
+    fn applied(manifest: &Manifest, version: u32) -> Live {
+        Live {
+            resource_version: version.to_string(),
+            kind: manifest.kind.to_string(),
+            data: manifest.data.iter().map(|(name, value)| (name.clone(), Some(value.share()))).collect(),
+            labels: manifest.labels.clone(),
+            annotations: manifest.annotations.clone(),
+            owned: manifest.fields(),
+            origin: provenance_of(&manifest.annotations),
+            ..Live::default()
+        }
+    }
+
+    fn written(step: Step) -> Write {
+        match step {
+            Step::Write(write) => *write,
+            other => panic!("no write but {other:?}"),
+        }
+    }
+
+    /// A writer that has written this at second 0.
+    fn publisher(wished: Wish) -> (Publisher, Live) {
+        let mut publisher = Publisher::new(settings());
+        publisher.observed(None, at(0));
+        publisher.wished(wished, at(1));
+        let write = written(publisher.step(at(1)));
+        assert_eq!((write.cause, write.resource_version.as_deref()), (Cause::Made, None));
+        let live = applied(&write.manifest, 1);
+        let again = applied(&write.manifest, 1);
+        publisher.written(write.manifest, live, write.cause, at(1));
+        assert!(matches!(publisher.step(at(1)), Step::Holds(Holds { .. })));
+        (publisher, again)
+    }
+
+    #[test]
+    fn what_nobody_changed_is_not_written() {
+        let (mut publisher, _) = publisher(wish(&[("A", "1")], "v1", 1));
+        for second in 2..100 {
+            publisher.wished(wish(&[("A", "1")], "v1", 1), at(second));
+            assert!(matches!(publisher.step(at(second)), Step::Holds(_)));
+        }
+    }
+
+    #[test]
+    fn a_new_value_is_a_change_of_the_state_that_was_seen() {
+        let (mut publisher, _) = publisher(wish(&[("A", "1"), ("B", "b")], "v1", 1));
+        publisher.wished(wish(&[("A", "2")], "v2", 2), at(2));
+        let write = written(publisher.step(at(2)));
+        assert_eq!((write.cause, write.resource_version.as_deref(), write.force), (Cause::Change, Some("1"), false));
+        assert_eq!(write.manifest.data, values(&[("A", "2")]));
+        assert_eq!(write.manifest.annotations[VERSIONS], r#"{"app":"v2"}"#);
+        assert_eq!(write.manifest.annotations[TIME], "1970-01-01T00:00:00.002Z");
+    }
+
+    #[test]
+    fn the_content_annotation_changes_with_the_keys_only() {
+        let (mut publisher, live) = publisher(wish(&[("A", "1")], "v1", 1));
+        let first = live.annotations[CONTENT].clone();
+        publisher.wished(wish(&[("A", "1")], "v2", 2), at(2));
+        let write = written(publisher.step(at(2)));
+        assert_eq!(write.manifest.annotations[CONTENT], first, "another version of the same value");
+        let live = applied(&write.manifest, 2);
+        publisher.written(write.manifest, live, write.cause, at(2));
+        publisher.observed(None, at(3));
+        let write = written(publisher.step(at(3)));
+        assert_eq!(write.manifest.annotations[CONTENT], first, "put back");
+        let live = applied(&write.manifest, 3);
+        publisher.written(write.manifest, live, write.cause, at(3));
+        publisher.wished(wish(&[("A", "2")], "v3", 3), at(4));
+        assert_ne!(written(publisher.step(at(4))).manifest.annotations[CONTENT], first);
+    }
+
+    #[test]
+    fn repairs_come_at_a_growing_distance_until_there_is_peace() {
+        let (mut publisher, _) = publisher(wish(&[("A", "1")], "v1", 1));
+        let mut repairs = Vec::new();
+        for second in 2..3600 {
+            publisher.observed(None, at(second));
+            match publisher.step(at(second)) {
+                Step::Write(write) => {
+                    assert_eq!(write.cause, Cause::Repair);
+                    let live = applied(&write.manifest, second);
+                    publisher.written(write.manifest, live, write.cause, at(second));
+                    repairs.push(second);
+                }
+                Step::Contested(next) => assert!(next > at(second)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(repairs[..3], [2, 3, 4]);
+        assert!(repairs.len() < 15, "{repairs:?}");
+        assert!(repairs.windows(2).skip(2).all(|pair| pair[1] - pair[0] >= 57), "{repairs:?}");
+        // An hour without a fight.
+        let Step::Contested(_) = publisher.step(at(3600)) else { panic!("peace before its time") };
+        publisher.observed(None, at(7200));
+        let write = written(publisher.step(at(7200)));
+        let live = applied(&write.manifest, 7200);
+        publisher.written(write.manifest, live, write.cause, at(7200));
+        assert!(matches!(publisher.step(at(9000)), Step::Holds(_)));
+        for second in 9001..9004 {
+            publisher.observed(None, at(second));
+            let write = written(publisher.step(at(second)));
+            let live = applied(&write.manifest, second);
+            publisher.written(write.manifest, live, write.cause, at(second));
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_said() {
+        let foreign = Live { kind: "Opaque".to_owned(), ..Live::default() };
+        let typed = Live { kind: "kubernetes.io/tls".to_owned(), origin: Some(Provenance::default()), ..Live::default() };
+        let leaving = Live { deleting: true, ..Live::default() };
+        let ours = || Live { kind: "Opaque".to_owned(), origin: Some(provenance("v1", 1)), ..Live::default() };
+        let frozen = Live { immutable: true, ..ours() };
+        let without = Settings { create: false, ..settings() };
+        let adopting = Settings { adopt: true, ..settings() };
+        let of = |settings: Settings, live: Option<Live>| {
+            let mut publisher = Publisher::new(settings);
+            publisher.observed(live.map(Arc::new), at(0));
+            publisher.wished(wish(&[("A", "1")], "v1", 1), at(1));
+            match publisher.step(at(1)) {
+                Step::Refuse(refusal) => Some(refusal),
+                Step::Write(_) => None,
+                other => panic!("{other:?}"),
+            }
+        };
+        let shall = SecretType::default().to_string();
+        assert_eq!(of(settings(), Some(foreign)), Some(Refusal::Foreign));
+        assert_eq!(of(settings(), Some(typed)), Some(Refusal::Type { is: "kubernetes.io/tls".to_owned(), shall }));
+        assert_eq!(of(settings(), Some(leaving)), Some(Refusal::Deleting));
+        assert_eq!(of(settings(), Some(frozen)), Some(Refusal::Immutable));
+        assert_eq!(of(without.clone(), None), Some(Refusal::Missing));
+        assert_eq!(of(without, Some(ours())), None);
+        assert_eq!(of(adopting, Some(Live { kind: "Opaque".to_owned(), ..Live::default() })), None);
+    }
+
+    #[test]
+    fn another_keytides_versions_are_no_drift() {
+        // Newer ones than ours: AWS is asked, and says the same.
+        let (mut publisher, _) = publisher(wish(&[("A", "1")], "v1", 1));
+        let mut other = Publisher::new(settings());
+        other.observed(None, at(0));
+        other.wished(wish(&[("A", "2")], "v2", 2), at(1));
+        let newer = || {
+            let mut other = Publisher::new(settings());
+            other.observed(None, at(0));
+            other.wished(wish(&[("A", "2")], "v2", 2), at(1));
+            Arc::new(applied(&written(other.step(at(1))).manifest, 5))
+        };
+        publisher.observed(Some(newer()), at(10));
+        assert!(matches!(publisher.step(at(10)), Step::ReadAgain));
+        publisher.wished(wish(&[("A", "2")], "v2", 2), at(11));
+        assert!(matches!(publisher.step(at(11)), Step::Holds(_)));
+        // A read that is older than what the Secret has counts when a second one agrees.
+        publisher.observed(Some(newer()), at(20));
+        publisher.wished(wish(&[("A", "1")], "v1", 1), at(21));
+        let mut fresh = Publisher::new(settings());
+        fresh.observed(Some(newer()), at(20));
+        fresh.wished(wish(&[("A", "1")], "v1", 1), at(21));
+        assert!(matches!(fresh.step(at(21)), Step::ReadAgain));
+        fresh.wished(wish(&[("A", "1")], "v1", 1), at(22));
+        assert_eq!(written(fresh.step(at(22))).manifest.annotations[VERSIONS], r#"{"app":"v1"}"#);
+        // A newer read counts at once, one from before the look not at all.
+        let mut newest = Publisher::new(settings());
+        newest.wished(wish(&[("A", "3")], "v3", 3), at(19));
+        newest.observed(Some(newer()), at(20));
+        assert!(matches!(newest.step(at(20)), Step::ReadAgain));
+        newest.wished(wish(&[("A", "3")], "v3", 3), at(21));
+        assert_eq!(written(newest.step(at(21))).cause, Cause::Change);
+    }
+
+    #[test]
+    fn what_aws_no_longer_has_stays_and_what_was_not_read_holds_up_a_new_secret() {
+        let (_, live) = publisher(wish(&[("A", "1"), ("B", "b")], "v1", 1));
+        let absent = Wish { absent: names(&["B", "NEVER"]), ..wish(&[("A", "2")], "v2", 2) };
+        let unread = Wish { unread: names(&["B"]), ..wish(&[("A", "2")], "v2", 2) };
+        for wished in [absent, unread.share()] {
+            let mut next = Publisher::new(settings());
+            next.observed(Some(Arc::new(Live { resource_version: "9".to_owned(), ..applied_again(&live) })), at(0));
+            next.wished(wished, at(1));
+            assert_eq!(written(next.step(at(1))).manifest.data, values(&[("A", "2"), ("B", "b")]));
+        }
+        let mut next = Publisher::new(settings());
+        next.observed(None, at(0));
+        next.wished(unread, at(1));
+        assert!(matches!(next.step(at(1)), Step::Refuse(Refusal::Unread)));
+    }
+
+    fn applied_again(live: &Live) -> Live {
+        Live {
+            kind: live.kind.clone(),
+            data: live.data.iter().map(|(name, value)| (name.clone(), value.as_ref().map(SecretValue::share))).collect(),
+            annotations: live.annotations.clone(),
+            owned: live.owned.clone(),
+            origin: live.origin.clone(),
+            ..Live::default()
+        }
+    }
+
+    proptest! {
+        /// Writers that take turns, reads that are stale by one version now and then, and somebody who deletes the Secret.
+        #[test]
+        fn a_writer_never_puts_an_older_version_over_a_newer_one(
+            deeds in proptest::collection::vec((0_u8..6, any::<bool>()), 1..60),
+        ) {
+            let mut aws = 1_u32;
+            let mut object: Option<Manifest> = None;
+            let mut writers = [Publisher::new(settings()), Publisher::new(settings())];
+            let mut seen = [None, None];
+            let mut version = 0_u32;
+            for (now, (deed, stale)) in (1_u32..).zip(deeds) {
+                let who = usize::from(deed % 2 == 0);
+                match deed {
+                    0 | 1 => aws += 1,
+                    2 => object = None,
+                    _ => {}
+                }
+                let state = (version, object.is_some());
+                if seen[who] != Some(state) {
+                    let live = object.as_ref().map(|manifest| Arc::new(applied(manifest, version)));
+                    writers[who].observed(live, at(now * 10));
+                    seen[who] = Some(state);
+                }
+                let read = aws - u32::from(stale && aws > 1);
+                let text = read.to_string();
+                writers[who].wished(wish(&[("A", &text)], &text, read.into()), at(now * 10 + 1));
+                if let Step::Write(write) = writers[who].step(at(now * 10 + 1)) {
+                    let before = object.as_ref().and_then(|object| provenance_of(&object.annotations)?.newest_ms);
+                    let after = provenance_of(&write.manifest.annotations).and_then(|origin| origin.newest_ms);
+                    let own = writers[who].held.as_ref().and_then(|held| held.annotations.get(VERSIONS).cloned());
+                    let theirs = object.as_ref().and_then(|object| object.annotations.get(VERSIONS).cloned());
+                    // What this writer itself wrote is the ledger's matter, which sees no step back.
+                    if own != theirs && writers[who].agreed < 2 {
+                        prop_assert!(before <= after, "{before:?} by {after:?}");
+                    }
+                    version += 1;
+                    let live = applied(&write.manifest, version);
+                    let copy = written_copy(&write.manifest);
+                    writers[who].written(write.manifest, live, write.cause, at(now * 10 + 1));
+                    object = Some(copy);
+                    seen[who] = Some((version, true));
+                }
+            }
+        }
+    }
+
+    fn written_copy(manifest: &Manifest) -> Manifest {
+        Manifest {
+            kind: manifest.kind.clone(),
+            data: manifest.data.iter().map(|(name, value)| (name.clone(), value.share())).collect(),
+            labels: manifest.labels.clone(),
+            annotations: manifest.annotations.clone(),
+        }
+    }
+}
