@@ -116,10 +116,15 @@ impl Stage {
 
     /// Writes `keytide.yaml`: keytide's block with `{dir}` replaced by the stage's directory, and doors of its own.
     pub(crate) fn config(&self, block: &str) -> PathBuf {
+        self.config_in(self.directory.path(), block)
+    }
+
+    /// The same in a directory below, for one of several daemons.
+    pub(crate) fn config_in(&self, directory: &Path, block: &str) -> PathBuf {
         let mut text = String::from("keytide:\n");
         for line in block.lines() {
             text.push_str("  ");
-            text.push_str(&line.replace("{dir}", &self.directory.path().display().to_string()));
+            text.push_str(&line.replace("{dir}", &directory.display().to_string()));
             text.push('\n');
         }
         if !block.contains("http:") {
@@ -127,10 +132,10 @@ impl Stage {
         }
         if !block.contains("admin:") {
             text.push_str("  admin: {socket: ");
-            text.push_str(&self.socket().display().to_string());
+            text.push_str(&directory.join("admin.sock").display().to_string());
             text.push_str("}\n");
         }
-        self.write("keytide.yaml", text)
+        self.write(&directory.join("keytide.yaml").display().to_string(), text)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -184,7 +189,11 @@ impl Stage {
 
     /// What the running daemon says of itself.
     pub(crate) fn status(&self) -> Value {
-        let output = self.keytide(&["status", "--output", "json", "--socket", &self.socket().display().to_string()]);
+        self.status_at(&self.socket())
+    }
+
+    pub(crate) fn status_at(&self, socket: &Path) -> Value {
+        let output = self.keytide(&["status", "--output", "json", "--socket", &socket.display().to_string()]);
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
     }
 
