@@ -96,6 +96,8 @@ struct Writer<'a> {
     all: &'a mut Open,
     publisher: Publisher,
     retry: Option<Instant>,
+    /// When the API server wants to be asked again, whatever happens before.
+    not_before: Option<Instant>,
     attempt: u32,
     /// What was told last, so that it is told once.
     told: Option<String>,
@@ -346,6 +348,7 @@ impl Open {
             all: self,
             publisher,
             retry: None,
+            not_before: None,
             attempt: 0,
             told: None,
             failing: false,
@@ -449,7 +452,7 @@ impl Writer<'_> {
 
     /// Decides and does it. Says when to look again at the latest.
     async fn turn(&mut self, until: Instant) -> Option<Instant> {
-        if let Some(retry) = self.retry.filter(|retry| *retry > Instant::now()) {
+        if let Some(retry) = self.retry.max(self.not_before).filter(|retry| *retry > Instant::now()) {
             return Some(retry);
         }
         self.retry = None;
@@ -473,7 +476,7 @@ impl Writer<'_> {
             }
             Step::Refuse(refusal) => {
                 self.refused(&refusal);
-                None
+                self.retry
             }
             Step::Write(write) => self.write(*write, until).await,
         }
@@ -544,9 +547,7 @@ impl Writer<'_> {
             _ => {}
         }
         self.fails(&trouble.message, trouble.kind.is_lasting());
-        if let Some(pause) = trouble.retry_after {
-            self.retry = Some(Instant::now() + pause);
-        }
+        self.not_before = trouble.retry_after.map(|pause| Instant::now() + pause);
     }
 
     /// Says why, once, and tries again later.

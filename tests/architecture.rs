@@ -225,6 +225,8 @@ fn every_metric_is_documented_in_its_own_words() {
     let output = keytide::domain::names::OutputName::parse("output").unwrap();
     let metrics = keytide::metrics::Metrics::new(std::iter::once(&output));
     metrics.aws_request("service", "operation", keytide::metrics::CallOutcome::Ok, 0.1);
+    metrics.kubernetes_output(&output);
+    metrics.kubernetes_request("verb", "resource", "outcome", 0.1);
     let text = metrics.render();
     let mut registered = BTreeMap::new();
     for line in text.lines() {
