@@ -2,6 +2,5 @@
 
 pub mod auth;
 pub mod client;
-mod file;
 pub mod iam;
 pub mod outcome;

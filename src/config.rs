@@ -32,10 +32,12 @@ mod fields;
 mod file;
 mod findings;
 mod litellm;
+mod reload;
 mod virtual_keys;
 mod yaml;
 
 pub use findings::{ConfigError, ConfigErrors, Place};
+pub use reload::{HttpCall, Reload, ReloadKind, Signal, Url};
 pub use yaml::Position;
 
 use file::{Document, EntryOrigin, Ours};
@@ -63,6 +65,8 @@ pub struct Config {
     pub admin: Option<PathBuf>,
     /// How virtual keys are stored; none if they are not to be.
     pub virtual_keys: Option<VirtualKeys>,
+    /// What is done when the content of outputs changed.
+    pub reload: Vec<Reload>,
     /// What the user should know, though it stops nothing: to be logged once at start, and shown by `check`.
     pub notices: Vec<String>,
 }
@@ -502,7 +506,7 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &m
     let ours = ours.unwrap_or_else(|| Ours::defaults(findings));
     let writing = virtual_keys::choose(&ours, theirs, findings);
     let aws = choose_aws(&sources.config, &ours, theirs, writing.is_some(), findings);
-    let Ours { aws: _, virtual_keys: _, spool: _, primary, keys, refresh, outputs, state, http, admin } = ours;
+    let Ours { aws: _, virtual_keys: _, spool: _, primary, keys, refresh, outputs, state, http, admin, reload } = ours;
     let wholesale = check_wholesale(primary.clone(), theirs.wholesale.clone(), findings);
     let keys = check_keys(
         keys,
@@ -525,8 +529,10 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &m
         check_output(output, &keys, !wholesale.is_empty(), findings);
     }
     check_objects(&outputs, findings);
+    let names = outputs.iter().map(|output| output.value.name.clone()).collect();
+    let reload = reload::finish(reload, &names, reads, findings);
     let state = state.or_else(|| default_state(&outputs, &sources.config));
-    check_paths(&outputs, state.as_ref(), admin.as_deref(), writing.as_ref(), &sources.config, findings);
+    check_paths(&outputs, &reload, state.as_ref(), admin.as_deref(), writing.as_ref(), &sources.config, findings);
     let aws = aws?;
     let virtual_keys = writing.map(|writing| writing.finish(&keys, &wholesale, &aws, theirs, findings));
     Some(Config {
@@ -539,6 +545,7 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &m
         http,
         admin,
         virtual_keys,
+        reload: reload.into_iter().map(|action| action.value).collect(),
         notices: Vec::new(),
     })
 }
@@ -730,6 +737,7 @@ fn check_objects(outputs: &[Given<Output>], findings: &mut Findings<'_>) {
 /// No two things are written at one path, nor one inside another.
 fn check_paths(
     outputs: &[Given<Output>],
+    reload: &[Given<Reload>],
     state: Option<&Given<State>>,
     admin: Option<&Path>,
     writing: Option<&virtual_keys::Writing>,
@@ -742,11 +750,12 @@ fn check_paths(
         OutputKind::Files { directory, .. } => Some((directory.as_path(), &output.place)),
         OutputKind::KubernetesSecret(_) => None,
     });
+    let generations = reload.iter().filter_map(|action| Some((action.value.file()?, &action.place)));
     let admin_place = Place { path: "keytide.admin.socket".to_owned(), ..Place::file(config) };
     let admin = admin.map(|path| (path, &admin_place));
     let spool = writing.map(|writing| (writing.spool.value.directory.as_path(), &writing.spool.place));
     let others = state.map(|state| (state.value.directory.as_path(), &state.place));
-    for (path, place) in outputs.chain(others).chain(admin).chain(spool) {
+    for (path, place) in outputs.chain(generations).chain(others).chain(admin).chain(spool) {
         if let Some((_, other)) = taken.iter().find(|(other, _)| path.starts_with(other) || other.starts_with(path)) {
             let message =
                 format!("two things would be written at one path, or one inside another; the other is {}", other.path);

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aws::{auth::Auth, client::Connection},
     config::{self, ClusterAccess, Config, Credentials, Environment, Identity, OutputKind, Sources, VirtualKeys},
+    domain::reload::Contents,
     health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, SpoolStatus, Status, timestamp},
     http::{self, Admin, Port},
     kubernetes::{client::Cluster, events::Journal, lease::LeaseObject, secret::SecretObject},
@@ -33,6 +34,7 @@ use crate::{
     publish::Publish,
     pull::{self, Pull, Reader, Wanted},
     push::{self, Push, Signals, Stores},
+    reload::{Reloads, Surroundings},
     source::Source,
     spool::Spool,
     state::{Recovered, State},
@@ -72,6 +74,7 @@ pub struct Daemon {
     push: Option<Push>,
     publish: Vec<Publish>,
     asking: (mpsc::Sender<Wanted>, mpsc::Receiver<Wanted>),
+    reloads: Option<Reloads>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     port: Option<TcpListener>,
@@ -89,8 +92,9 @@ impl Daemon {
     /// # Errors
     /// If a directory, a socket or the identity cannot be used, with what to do.
     pub async fn build(config: Config, world: World) -> anyhow::Result<Self> {
-        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys, notices: _ } = config;
-        let World { now, in_pod, origin, cluster, instance, once, hangup, random } = world;
+        let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys, reload, notices: _ } =
+            config;
+        let World { now, in_pod, origin, cluster, instance, once, hangup, mut random } = world;
         let mapping = Mapping::new(keys, wholesale);
         let reads = !mapping.requests().is_empty();
         let mut directories: BTreeSet<PathBuf> = BTreeSet::new();
@@ -112,6 +116,8 @@ impl Daemon {
         for notice in &overrides {
             tracing::warn!("{notice}");
         }
+        let tells = reads && once.is_none() && !reload.is_empty();
+        let reloads = tells.then(|| Reloads::open(reload, in_pod, &mut random)).transpose()?;
         let identity = described(&aws, &aws.reader);
         let writer_status = aws.writer.as_ref().map(|writer| described(&aws, writer));
         // Before anybody is asked: a spool that cannot be used ends the start.
@@ -198,12 +204,13 @@ impl Daemon {
             schedule,
             metrics: Arc::clone(&metrics),
             health: Arc::clone(&health),
+            contents: watch::Sender::new(Contents::at_start()),
             now,
             once,
         };
         let directories = directories.into_iter().collect();
         let asking = (wanted, asked);
-        Ok(Self { pull, push, publish, asking, health, metrics, port, admin, directories, origin, hangup })
+        Ok(Self { pull, push, publish, asking, reloads, health, metrics, port, admin, directories, origin, hangup })
     }
 
     /// The address of the port, where there is one.
@@ -223,7 +230,20 @@ impl Daemon {
     /// # Errors
     /// If the first refresh is not complete in time, or something breaks.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<Ending> {
-        let Self { pull, push, publish, asking, health, metrics, port, admin, mut directories, origin, hangup } = self;
+        let Self {
+            pull,
+            push,
+            publish,
+            asking,
+            reloads,
+            health,
+            metrics,
+            port,
+            admin,
+            mut directories,
+            origin,
+            hangup,
+        } = self;
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
         let mut supervisor = Supervisor::new(stop.clone());
@@ -248,6 +268,15 @@ impl Daemon {
             hints: Arc::clone(&drops.hints),
             hinted: Arc::clone(&drops.hinted),
         };
+        if let Some(reloads) = reloads {
+            let (metrics, health) = (Arc::clone(&metrics), Arc::clone(&health));
+            let around = Surroundings { contents: pull.contents.subscribe(), metrics, health, now: pull.now };
+            let stop = stop.clone();
+            supervisor.start("reload", async move {
+                reloads.run(around, stop).await;
+                Ok(Ending::Stopped)
+            });
+        }
         let down = pull.run(stop.clone(), wanted, hangup, Arc::clone(&hints));
         if once {
             let published = CancellationToken::new();

@@ -4,6 +4,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod mapping;
 pub mod names;
+pub mod reload;
 pub mod snapshot;
 pub mod value;
 pub mod virtual_key;

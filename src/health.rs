@@ -66,6 +66,9 @@ pub struct Status {
     /// The spool; none if virtual keys are not stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool: Option<SpoolStatus>,
+    /// What is done when the content of outputs changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reload: Vec<ReloadStatus>,
     /// The configuration files.
     pub config: ConfigStatus,
     /// What else somebody should know.
@@ -152,6 +155,21 @@ pub struct OutputStatus {
     pub unrepresentable: BTreeMap<String, String>,
     /// When it last changed; none if not by this process.
     pub last_write: Option<String>,
+}
+
+/// A reload action.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// True while there is a change that the consumer was not told of.
+    pub pending: bool,
+    /// When it last succeeded; none if not by this process.
+    pub last: Option<String>,
+    /// Why the last attempt failed, or what it waits for.
+    pub message: Option<String>,
 }
 
 /// The spool.

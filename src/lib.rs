@@ -4,7 +4,7 @@
 //!
 //! * [`domain`] names, values, mappings; [`plan`] and [`render`] decide and spell, and touch nothing;
 //! * [`config`], [`metrics`], [`health`] know; [`source`], [`output`], [`state`], [`watch`], [`aws`] touch the world;
-//! * [`pull`] puts the steps in order, [`http`] answers, [`supervisor`] owns the tasks, [`daemon`] wires them;
+//! * [`pull`] puts the steps in order, [`reload`] tells consumers, [`http`] answers, [`supervisor`] owns the tasks, [`daemon`] wires them;
 //! * [`cli`], [`telemetry`] and [`process`] are the outer shell.
 
 pub mod aws;
@@ -23,7 +23,9 @@ pub mod process;
 pub mod publish;
 pub mod pull;
 pub mod push;
+pub mod reload;
 pub mod render;
+pub mod small_file;
 pub mod source;
 pub mod spool;
 pub mod state;

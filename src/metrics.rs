@@ -6,7 +6,7 @@ use prometheus::{
 };
 
 use crate::domain::{
-    names::OutputName,
+    names::{ActionName, OutputName},
     snapshot::Reason,
     virtual_key::{Operation, RejectionReason},
 };
@@ -38,6 +38,9 @@ pub struct Metrics {
     web_identity_token_expiry: IntGauge,
     identity_refusals: IntCounter,
     ready: IntGauge,
+    reloads: IntCounterVec,
+    reload_pending: IntGaugeVec,
+    reload_last_success: IntGaugeVec,
     spool_entries: IntGaugeVec,
     spool_oldest: IntGauge,
     spool_confirmed: IntCounterVec,
@@ -239,6 +242,24 @@ impl Metrics {
                 "Credentials that were not used, since they are somebody's whom expect_role does not expect.",
             ),
             ready: gauge(r, "keytide_ready", "1 if /readyz answers 200."),
+            reloads: counters(
+                r,
+                "keytide_reloads_total",
+                "Attempts to tell a consumer of a change, by reload action and result: ok or failed.",
+                &["action", "result"],
+            ),
+            reload_pending: gauges(
+                r,
+                "keytide_reload_pending",
+                "1 while there is a change that the consumer of the reload action was not told of.",
+                &["action"],
+            ),
+            reload_last_success: gauges(
+                r,
+                "keytide_reload_last_success_timestamp_seconds",
+                "When the reload action last succeeded; 0 if not by this process.",
+                &["action"],
+            ),
             spool_entries: gauges(
                 r,
                 "keytide_spool_entries",
@@ -371,6 +392,15 @@ impl Metrics {
         metrics
     }
 
+    /// Begins a reload action at zero.
+    pub fn reload_begins(&self, action: &ActionName) {
+        for result in ["ok", "failed"] {
+            self.reloads.with_label_values(&[action.as_str(), result]);
+        }
+        self.reload_pending.with_label_values(&[action.as_str()]);
+        self.reload_last_success.with_label_values(&[action.as_str()]);
+    }
+
     /// The exposition in the text format, version 0.0.4.
     #[must_use]
     pub fn render(&self) -> String {
@@ -476,6 +506,20 @@ impl Metrics {
     /// Credentials turned out to be somebody else's.
     pub fn identity_refused(&self) {
         self.identity_refusals.inc();
+    }
+
+    /// An attempt of a reload action ended: well, at this time in seconds, or not.
+    pub fn reload(&self, action: &ActionName, succeeded_at: Option<i64>) {
+        let result = if succeeded_at.is_some() { "ok" } else { "failed" };
+        self.reloads.with_label_values(&[action.as_str(), result]).inc();
+        if let Some(at) = succeeded_at {
+            self.reload_last_success.with_label_values(&[action.as_str()]).set(at);
+        }
+    }
+
+    /// Whether there is a change that a consumer was not told of.
+    pub fn reload_pending(&self, action: &ActionName, pending: bool) {
+        self.reload_pending.with_label_values(&[action.as_str()]).set(i64::from(pending));
     }
 
     /// What there is in the spool.

@@ -9,5 +9,6 @@ pub mod policy;
 pub mod publish;
 pub mod push;
 pub mod rate;
+pub mod reload;
 pub mod role;
 pub mod schedule;

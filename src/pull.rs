@@ -21,6 +21,7 @@ use crate::{
         kubernetes::SecretType,
         mapping::{Request, Selection},
         names::KeyName,
+        reload::Contents,
         snapshot::{Problem, Reason, Retry, Snapshot},
     },
     health::{Health, KeyStatus, OutputStatus, timestamp},
@@ -69,6 +70,8 @@ pub struct Pull {
     pub metrics: Arc<Metrics>,
     /// What is reported.
     pub health: Arc<Health>,
+    /// Where those hear of changes who tell consumers.
+    pub contents: watch::Sender<Contents>,
     /// The wall clock, for timestamps.
     pub now: fn() -> SystemTime,
     /// With a time limit: one complete refresh, then done.
@@ -477,6 +480,8 @@ impl Pull {
             self.health.complete();
             self.health.update(|status| status.refresh.complete = true);
         }
+        let stale = !self.problems().is_empty();
+        self.contents.send_if_modified(|contents| contents.set_stale(stale));
         self.look(progress);
         let states = self.ledger.states(&self.mapping);
         let mut counts = KeyCounts::default();
@@ -535,6 +540,7 @@ impl Pull {
         let mut disturbed = false;
         let mut statuses = Vec::with_capacity(self.outputs.len());
         let mut kept = Kept::new();
+        let mut held = Vec::with_capacity(self.outputs.len());
         for (index, output) in self.outputs.iter_mut().enumerate() {
             let name = output.name().clone();
             let result = output.apply(self.ledger.desired(&self.mapping, output.selection()));
@@ -560,6 +566,7 @@ impl Pull {
                         }
                     }
                     self.health.written(name.as_str());
+                    held.push((name.clone(), written.action == Action::Change));
                     kept.extend(written.kept.into_iter().map(|(key, value)| ((name.clone(), key), value)));
                     status.keys = written.keys;
                     status.unrepresentable =
@@ -579,6 +586,9 @@ impl Pull {
             status.last_write = progress.output_writes.get(&index).copied().and_then(timestamp);
             statuses.push(status);
         }
+        self.contents.send_if_modified(|contents| {
+            held.iter().fold(false, |news, (output, changed)| contents.written(output, *changed) || news)
+        });
         if kept != progress.kept {
             progress.kept = kept;
             self.keep(progress);

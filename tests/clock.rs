@@ -170,6 +170,7 @@ impl Scene {
             http: Some(([127, 0, 0, 1], 0).into()),
             admin: None,
             virtual_keys: None,
+            reload: Vec::new(),
             notices: Vec::new(),
         }
     }

@@ -47,11 +47,12 @@ use rustls::{
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{file, outcome};
+use super::outcome;
 use crate::{
     config::{Aws, Network},
     domain::snapshot::Reason,
     metrics::{CallOutcome, Metrics},
+    small_file,
 };
 
 /// A clock that differs by more is corrected; by less, it is left to those who keep the machine's.
@@ -227,7 +228,7 @@ fn trust(network: &Network) -> Result<TlsContext, NetworkError> {
 /// A file of certificates, each of which is one.
 fn certificates(variable: &'static str, path: &Path) -> Result<Vec<u8>, NetworkError> {
     let wrong = |what| NetworkError::Certificates { variable, path: path.to_owned(), what };
-    let pem = file::read(path, MOST_CERTIFICATES).map_err(wrong)?;
+    let pem = small_file::read(path, MOST_CERTIFICATES).map_err(wrong)?;
     check_certificates(&pem).map_err(|what| wrong(what.to_owned()))?;
     Ok(pem)
 }
@@ -239,7 +240,8 @@ fn certificates_in(variable: &'static str, directories: &Path) -> Result<Vec<u8>
     for directory in std::env::split_paths(directories) {
         let entries = std::fs::read_dir(&directory).map_err(|error| wrong(error.kind().to_string()))?;
         for entry in entries.flatten() {
-            let pem = file::read(&entry.path(), MOST_CERTIFICATES).ok().filter(|pem| check_certificates(pem).is_ok());
+            let pem =
+                small_file::read(&entry.path(), MOST_CERTIFICATES).ok().filter(|pem| check_certificates(pem).is_ok());
             all.extend(pem.unwrap_or_default());
             all.push(b'\n');
         }

@@ -23,9 +23,11 @@ use aws_smithy_runtime_api::client::{
 };
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
-use rustls::CertificateError;
 
-use crate::domain::snapshot::{Problem, Reason};
+use crate::{
+    domain::snapshot::{Problem, Reason},
+    http_client::tls_words,
+};
 
 /// An answer before it is understood, in the type of a failed call.
 pub type Raw = HttpResponse;
@@ -63,7 +65,7 @@ impl Failure {
             }
             SdkError::TimeoutError(_) => plain(Reason::Unavailable, "no answer in time"),
             SdkError::DispatchFailure(failure) if tls_error(failure).is_some() => {
-                plain(Reason::Unavailable, tls_error(failure).unwrap_or_default())
+                plain(Reason::Unavailable, &tls_error(failure).unwrap_or_default())
             }
             SdkError::DispatchFailure(failure) if proxy_error(failure).is_some() => {
                 plain(Reason::Unavailable, proxy_error(failure).unwrap_or_default())
@@ -161,25 +163,10 @@ impl Failure {
     }
 }
 
-/// Why there is no TLS, if that is so. The TLS library's own words hold names and certificates.
-fn tls_error(failure: &DispatchFailure) -> Option<&'static str> {
+/// Why there is no TLS, if that is so.
+fn tls_error(failure: &DispatchFailure) -> Option<String> {
     let tls = causes(failure).find_map(|error| error.downcast_ref::<rustls::Error>())?;
-    Some(match tls {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "no TLS: the server's certificate is of an issuer that is not trusted; AWS_CA_BUNDLE adds one"
-        }
-        rustls::Error::InvalidCertificate(
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. },
-        ) => "no TLS: the server's certificate is not valid at this time",
-        rustls::Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "no TLS: the server's certificate is for another name",
-        rustls::Error::InvalidCertificate(_) => "no TLS: the server's certificate is not valid",
-        _ => "no TLS: the server and keytide do not agree",
-    })
+    Some(tls_words(tls, "AWS_CA_BUNDLE"))
 }
 
 /// What a proxy did, if it was one. The HTTP client does not show the type of this error, only its words, which are constant.

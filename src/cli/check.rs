@@ -17,7 +17,7 @@ use super::{Exit, Form, block_on, complain, lines_of, print};
 use crate::{
     config::{self, ClusterAccess, Config, Environment, OutputKind, Sources},
     plan::fan_out::Mapping,
-    process, source,
+    process, reload, source,
 };
 
 /// What is asked of `check`.
@@ -44,6 +44,8 @@ struct Report {
     /// The secrets of which every member is a key.
     wholesale: Vec<String>,
     outputs: Vec<OutputReport>,
+    /// What is done when their content changed.
+    reload: Vec<ReloadReport>,
     calls: Calls,
     /// Only with `--online`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +60,13 @@ struct OutputReport {
     name: String,
     kind: &'static str,
     path: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ReloadReport {
+    name: String,
+    kind: &'static str,
+    what: String,
 }
 
 /// How problems begin.
@@ -80,6 +89,7 @@ pub(super) fn check(sources: &Sources, kubeconfig: Option<&Path>, asked: Asked, 
         }
     };
     config.notices.extend(shared);
+    config.notices.extend(reload::remarks(&config.reload));
     if asked.simulate && config.virtual_keys.is_none() {
         config
             .notices
@@ -123,7 +133,7 @@ pub(super) fn check(sources: &Sources, kubeconfig: Option<&Path>, asked: Asked, 
 
 impl Report {
     fn of(config: &Config, replicas: u32) -> Self {
-        let Config { aws, keys, wholesale, refresh, outputs, notices, .. } = config;
+        let Config { aws, keys, wholesale, refresh, outputs, reload, notices, .. } = config;
         let mapping = Mapping::new(keys.clone(), wholesale.clone());
         // Of those who share a Secret one reads, whom the Lease decides on.
         let shared = |output: &config::Output| matches!(output.kind, OutputKind::KubernetesSecret(_));
@@ -144,6 +154,10 @@ impl Report {
             keys: keys.len(),
             wholesale: mapping.wholesale().map(|all| all.request.secret.to_string()).collect(),
             outputs: outputs.collect(),
+            reload: reload
+                .iter()
+                .map(|action| ReloadReport { name: action.name.to_string(), kind: action.kind(), what: action.what() })
+                .collect(),
             calls: Calls::of(
                 source::secrets_manager::call_count(&mapping.requests()),
                 refresh.interval,
@@ -157,7 +171,8 @@ impl Report {
 
     /// For people: readable in ten seconds.
     fn lines(&self) -> Vec<String> {
-        let Self { ok: _, problems, notices, region, keys, wholesale, outputs, calls, online, kubernetes } = self;
+        let Self { ok: _, problems, notices, region, keys, wholesale, outputs, reload, calls, online, kubernetes } =
+            self;
         let mut lines: Vec<String> = notices.iter().map(|notice| format!("note: {notice}")).collect();
         let mut line = |name: &str, text: String| lines.push(format!("{name:<10} {text}").trim_end().to_owned());
         line("region", region.clone());
@@ -174,6 +189,10 @@ impl Report {
         }
         for (name, text) in kubernetes.iter().flat_map(InCluster::lines) {
             line(name, text);
+        }
+        for ReloadReport { name, kind, what } in reload {
+            let tried = if online.is_some() { ", not tried" } else { "" };
+            line("reload", format!("{name} ({kind}) {what}{tried}"));
         }
         for (i, text) in calls.lines().into_iter().enumerate() {
             line(if i == 0 { "calls" } else { "" }, text);

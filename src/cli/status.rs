@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Exit, Form, block_on, complain, identity_lines, lines_of, print};
 use crate::{
-    health::{KeyStatus, OutputStatus, SpoolProblem, SpoolStatus, Status},
+    health::{KeyStatus, OutputStatus, ReloadStatus, SpoolProblem, SpoolStatus, Status},
     http_client::{self, RequestError},
     pull::Report,
     telemetry,
@@ -90,7 +90,8 @@ fn now() -> Timestamp {
 
 /// The status for people: what is wrong first.
 fn table(status: &Status, now: Timestamp) -> String {
-    let Status { version, ready, started, identity, refresh, keys, secrets, outputs, spool, config, remarks } = status;
+    let Status { version, ready, started, identity, refresh, keys, secrets, outputs, spool, reload, config, remarks } =
+        status;
     let mut lines = Vec::new();
     let age =
         |at: &Option<String>| at.as_deref().map_or_else(|| "never".to_owned(), |at| format!("{} ago", since(at, now)));
@@ -126,6 +127,14 @@ fn table(status: &Status, now: Timestamp) -> String {
         [name.clone(), format!("{kind} {path}"), state.clone(), keys.to_string(), age(last_write)]
     });
     columns(&mut lines, ["OUTPUT", "WHERE", "STATE", "KEYS", "CHANGED"], &rows.collect::<Vec<_>>());
+    if !reload.is_empty() {
+        lines.push(String::new());
+    }
+    let rows = reload.iter().map(|action| {
+        let ReloadStatus { name, kind, pending, last, message: _ } = action;
+        [name.clone(), kind.clone(), if *pending { "pending" } else { "idle" }.to_owned(), age(last)]
+    });
+    columns(&mut lines, ["RELOAD", "KIND", "STATE", "DONE"], &rows.collect::<Vec<_>>());
     if let Some(spool) = spool {
         lines.push(String::new());
         lines.extend(spool_lines(spool, now));
@@ -141,7 +150,8 @@ fn table(status: &Status, now: Timestamp) -> String {
         messages.entry(message).or_default().insert(0, secret);
     }
     let output_messages = outputs.iter().filter_map(|output| Some((output.message.as_deref()?, output.name.as_str())));
-    for (message, name) in output_messages {
+    let action_messages = reload.iter().filter_map(|action| Some((action.message.as_deref()?, action.name.as_str())));
+    for (message, name) in output_messages.chain(action_messages) {
         messages.entry(message).or_default().push(name);
     }
     if !messages.is_empty() {
@@ -202,7 +212,7 @@ fn spool_lines(spool: &SpoolStatus, now: Timestamp) -> Vec<String> {
     lines
 }
 
-pub(super) fn columns(lines: &mut Vec<String>, head: [&str; 5], rows: &[[String; 5]]) {
+pub(super) fn columns<const N: usize>(lines: &mut Vec<String>, head: [&str; N], rows: &[[String; N]]) {
     let mut widths = head.map(str::len);
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -5,14 +5,14 @@ use std::{borrow::Cow, net::SocketAddr, path::PathBuf, time::Duration};
 use schemars::{Schema, json_schema};
 
 use super::{
-    OnMissing,
+    OnMissing, Signal, Url,
     yaml::{Node, Shape},
 };
 use crate::domain::{
     identity::{Account, Expected, Role, RoleArn},
     kubernetes::{ObjectName, SecretType},
     mapping::{Format, Template},
-    names::{KeyName, Member, OutputName, SecretId, SecretName, VersionStage},
+    names::{ActionName, KeyName, Member, OutputName, SecretId, SecretName, VersionStage},
     virtual_key::Operation,
 };
 
@@ -125,6 +125,42 @@ text_field! {
     /// Age at which values are too old.
     MaxStale(Duration): "expected a duration such as 1h, at least 1s and at most 30d (720h)",
         |text| duration(text, SECOND, DAY * 30);
+    /// Quiet time after a change.
+    Debounce(Duration): "expected a duration such as 1s or 500ms, at most 10m",
+        |text| duration(text, Duration::ZERO, MINUTE * 10);
+    /// The longest random time that something is put off by.
+    Splay(Duration): "expected a duration such as 30s, at most 1h", |text| duration(text, Duration::ZERO, MINUTE * 60);
+    /// Time between two attempts.
+    MinInterval(Duration): "expected a duration such as 10s, at most 24h", |text| duration(text, Duration::ZERO, DAY);
+    /// Time limit of one attempt.
+    ReloadTimeout(Duration): "expected a duration such as 10s or 500ms, at least 100ms and at most 1m",
+        |text| duration(text, Duration::from_millis(100), MINUTE);
+    /// The name of a process.
+    ProcessName(String): "expected the name of a process: 1 to 255 visible characters, without a slash", |text| {
+        let legal = |c: char| !c.is_control() && c != '/';
+        ((1..=255).contains(&text.len()) && text.chars().all(legal)).then(|| text.to_owned())
+    };
+    /// A signal.
+    SignalName(Signal): "expected HUP, INT, QUIT, TERM, USR1, USR2, ALRM, CONT, TTIN, TTOU or WINCH, with or without SIG",
+        Signal::parse;
+    /// Where a server is called.
+    HttpUrl(Url): "expected an http or https URL without a user, a password and a fragment", Url::parse;
+    /// The method of a request.
+    HttpMethod(String): "expected GET, HEAD, POST, PUT, PATCH or DELETE", |text| {
+        ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"].contains(&text).then(|| text.to_owned())
+    };
+    /// The name of a header that does not belong to the connection, in lower case (RFC 9110, 5.1 and 7.6.1).
+    HeaderName(String): "expected the name of a header, such as Authorization; not Host, nor one of the connection or the body",
+        |text| {
+            let legal = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+            let name = text.to_ascii_lowercase();
+            let of_connection = [
+                "host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length",
+                "expect",
+            ];
+            let own = of_connection.contains(&name.as_str()) || name.starts_with("proxy-");
+            ((1..=128).contains(&text.len()) && text.chars().all(legal) && !own).then_some(name)
+        };
     /// Address to listen on; none turns it off.
     Listen(Option<SocketAddr>): "expected none, or an address and a port such as \"[::]:19847\" or \"127.0.0.1:19847\"",
         |text| if text == "none" { Some(None) } else { text.parse().ok().map(Some) };
@@ -146,6 +182,9 @@ pub(super) struct Share(pub(super) f64);
 
 /// A numeric user or group.
 pub(super) struct Id(pub(super) u32);
+
+/// The status of an HTTP answer.
+pub(super) struct StatusCode(pub(super) u16);
 
 /// A number from 1 to `MOST`; none is without limit.
 pub(super) struct Count<const MOST: u32>(pub(super) Option<u32>);
@@ -197,6 +236,7 @@ name_field! {
     SecretName: "expected the name of a secret";
     VersionStage: "expected a staging label";
     OutputName: "expected a name";
+    ActionName: "expected a name";
     ObjectName: "expected the name of a Kubernetes object";
 }
 
@@ -318,6 +358,22 @@ impl Field for Id {
 
     fn schema() -> Schema {
         json_schema!({"type": "integer", "minimum": 0, "exclusiveMaximum": u32::MAX})
+    }
+}
+
+impl Field for StatusCode {
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range")]
+    fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
+        match node.value {
+            Shape::Number(status) if status.fract() == 0.0 && (200.0..600.0).contains(&status) => {
+                Ok(Self(status as u16))
+            }
+            _ => Err("expected an HTTP status from 200 to 599".into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "integer", "minimum": 200, "maximum": 599})
     }
 }
 

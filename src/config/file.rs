@@ -22,6 +22,7 @@ use super::{
     },
     findings::{Findings, Given, Place, Reader},
     litellm::{General, GeneralSchema},
+    reload::{OurReload, ReloadBlock, check_reload},
     virtual_keys::{OurSpool, OurVirtualKeys, SpoolBlock, VirtualKeysBlock},
     yaml::{Located, Node, Pairs, Position, Shape, Unchecked},
 };
@@ -64,6 +65,9 @@ pub(super) struct Block {
     virtual_keys: Option<VirtualKeysBlock>,
     /// Where producers leave virtual keys, and what they may ask for.
     spool: Option<Located<SpoolBlock>>,
+    /// What is done when the content of outputs changed: not at the first write after a start, nor for a repair. Default:
+    /// nothing.
+    reload: Option<Vec<Located<ReloadBlock>>>,
 }
 
 /// One secret whose value is a JSON object.
@@ -254,6 +258,7 @@ pub(super) struct Ours {
     pub(super) state: Option<Given<State>>,
     pub(super) http: Option<std::net::SocketAddr>,
     pub(super) admin: Option<PathBuf>,
+    pub(super) reload: Vec<Given<OurReload>>,
 }
 
 /// An entry of `keys`.
@@ -334,7 +339,8 @@ impl<'de> Deserialize<'de> for Document {
 impl Block {
     /// The second pass: checks every field.
     pub(super) fn check(self, reader: &mut Reader<'_, '_>) -> Ours {
-        let Self { aws, primary_secret, keys, refresh, outputs, state, http, admin, virtual_keys, spool } = self;
+        let Self { aws, primary_secret, keys, refresh, outputs, state, http, admin, virtual_keys, spool, reload } =
+            self;
         let HttpBlock { listen } = http.unwrap_or_default();
         let AdminBlock { socket } = admin.unwrap_or_default();
         Ours {
@@ -356,6 +362,7 @@ impl Block {
             state: state.and_then(|block| block.value.check(block.at, reader)),
             http: reader.value("keytide.http.listen", listen).map_or_else(default_listen, |listen| listen.0),
             admin: reader.value("keytide.admin.socket", socket).map_or_else(default_socket, |socket| socket.0),
+            reload: check_reload(reload.unwrap_or_default(), reader),
         }
     }
 }

@@ -353,7 +353,7 @@ impl SpoolBlock {
 }
 
 /// A list, each of whose items is checked.
-fn list<T: super::fields::Field>(
+pub(super) fn list<T: super::fields::Field>(
     path: &str,
     items: Option<Vec<Unchecked<T>>>,
     reader: &mut Reader<'_, '_>,

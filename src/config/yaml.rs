@@ -62,9 +62,6 @@ pub(super) struct Problem {
     pub(super) message: String,
 }
 
-/// Keys that are planned, and that this version does not know.
-const LATER: [&str; 1] = ["reload"];
-
 /// Reads a file.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     read(text).map_err(|error| problem(text, &error))
@@ -113,7 +110,13 @@ fn problem(text: &str, error: &Error) -> Problem {
         | Error::UnexpectedValueForUnitEnumVariant { .. }
         | Error::ExpectedStringKeyForExternallyTaggedEnum { .. } => {
             let path = at.and_then(|at| find(&tree()?, at, Sought::Value));
-            problem(at, path, "expected one kind of output in each item of the list: env_file or files".to_owned())
+            let kinds = match &path {
+                Some(path) if path.starts_with("keytide.reload") => {
+                    "action in each item of the list: signal, http or generation"
+                }
+                _ => "output in each item of the list: env_file or files",
+            };
+            problem(at, path, format!("expected one kind of {kinds}"))
         }
         // Our types make no other message of their own.
         Error::Message { .. } => match tree().as_ref().and_then(duplicate) {
@@ -143,9 +146,6 @@ fn shape(expected: &str) -> &'static str {
 }
 
 fn unknown(field: &str, expected: &[&'static str]) -> String {
-    if let Some(later) = LATER.iter().find(|later| **later == field) {
-        return format!("this version does not know {later} yet");
-    }
     let nearest = expected.iter().map(|known| (distance(field, known), known)).min();
     let hint = match nearest {
         Some((distance, known)) if distance <= 1 + known.len() / 4 => format!("did you mean {known}? "),

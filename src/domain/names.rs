@@ -39,6 +39,10 @@ pub struct FileName(String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutputName(String);
 
+/// The name by which logs, metrics and status call a reload action: as that of an output.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ActionName(String);
+
 /// A staging label of a secret's version, such as `AWSCURRENT`: 1 to 256 characters (AWS, `GetSecretValue`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VersionStage(String);
@@ -98,6 +102,7 @@ name!(KeyName, is_key_name, KEY_NAME);
 name!(EnvName, is_env_name, ENV_NAME);
 name!(FileName, is_file_name, FILE_NAME);
 name!(OutputName, is_output_name, OUTPUT_NAME);
+name!(ActionName, is_output_name, OUTPUT_NAME);
 name!(VersionStage, is_version_stage, VERSION_STAGE);
 name!(VersionId, is_version_id, VERSION_ID);
 

@@ -123,7 +123,7 @@ impl EnvFile {
 ///
 /// # Errors
 /// If the directory cannot be looked at.
-pub(super) fn mode(directory: &Directory, access: FileAccess, in_pod: bool) -> Result<u32, DirectoryError> {
+pub(crate) fn mode(directory: &Directory, access: FileAccess, in_pod: bool) -> Result<u32, DirectoryError> {
     Ok(match access.mode {
         Some(mode) => mode,
         None if directory.is_setgid()? => 0o440,
@@ -137,7 +137,7 @@ pub(super) fn mode(directory: &Directory, access: FileAccess, in_pod: bool) -> R
 ///
 /// # Errors
 /// If it has none.
-pub(super) fn split(path: &Path) -> Result<(&Path, String), DirectoryError> {
+pub(crate) fn split(path: &Path) -> Result<(&Path, String), DirectoryError> {
     let name = path.file_name().and_then(|name| name.to_str());
     match (path.parent(), name) {
         (Some(parent), Some(name)) => Ok((parent, name.to_owned())),

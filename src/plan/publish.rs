@@ -528,7 +528,8 @@ mod tests {
     #[test]
     fn what_stands_in_the_way_is_said() {
         let foreign = Live { kind: "Opaque".to_owned(), ..Live::default() };
-        let typed = Live { kind: "kubernetes.io/tls".to_owned(), origin: Some(Provenance::default()), ..Live::default() };
+        let typed =
+            Live { kind: "kubernetes.io/tls".to_owned(), origin: Some(Provenance::default()), ..Live::default() };
         let leaving = Live { deleting: true, ..Live::default() };
         let ours = || Live { kind: "Opaque".to_owned(), origin: Some(provenance("v1", 1)), ..Live::default() };
         let frozen = Live { immutable: true, ..ours() };
@@ -609,7 +610,11 @@ mod tests {
     fn applied_again(live: &Live) -> Live {
         Live {
             kind: live.kind.clone(),
-            data: live.data.iter().map(|(name, value)| (name.clone(), value.as_ref().map(SecretValue::share))).collect(),
+            data: live
+                .data
+                .iter()
+                .map(|(name, value)| (name.clone(), value.as_ref().map(SecretValue::share)))
+                .collect(),
             annotations: live.annotations.clone(),
             owned: live.owned.clone(),
             origin: live.origin.clone(),

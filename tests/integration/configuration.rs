@@ -231,6 +231,6 @@ fn names_that_change_how_programs_run_and_double_names_are_told() {
 
 #[test]
 fn what_belongs_to_later_versions_is_said_to() {
-    let err = refused("keytide:\n  aws: {region: us-east-1}\n  reload: []\n");
+    let err = refused("keytide:\n  aws: {region: us-east-1}\n  outputs: [{kubernetes_secret: {name: a}}]\n");
     assert!(err.contains("this version"), "{err}");
 }

@@ -38,6 +38,7 @@ mod profiles;
 mod proxy;
 mod pushing;
 mod reading;
+mod reload;
 mod removal;
 mod spool;
 mod spool_seen;

@@ -127,10 +127,11 @@ impl Stage {
             text.push_str(&line.replace("{dir}", &directory.display().to_string()));
             text.push('\n');
         }
-        if !block.contains("http:") {
+        let says = |door: &str| block.lines().any(|line| line.starts_with(door));
+        if !says("http:") {
             text.push_str("  http: {listen: \"127.0.0.1:0\"}\n");
         }
-        if !block.contains("admin:") {
+        if !says("admin:") {
             text.push_str("  admin: {socket: ");
             text.push_str(&directory.join("admin.sock").display().to_string());
             text.push_str("}\n");

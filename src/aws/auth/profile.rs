@@ -12,13 +12,13 @@ use aws_types::os_shim_internal::{Env, Fs};
 
 use super::session::Session;
 use crate::{
-    aws::file,
     config::{Container, Profile, StaticKeys, Token},
     domain::{
         identity::{Role, RoleArn},
         snapshot::{Problem, Reason},
         value::SecretValue,
     },
+    small_file,
 };
 
 /// What a profile means.
@@ -190,8 +190,8 @@ async fn read(profile: &Profile) -> Result<EnvConfigSections, Problem> {
         if !path.exists() {
             continue;
         }
-        let text =
-            file::read(path, LARGEST).and_then(|bytes| String::from_utf8(bytes).map_err(|_| "not text".to_owned()));
+        let text = small_file::read(path, LARGEST)
+            .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "not text".to_owned()));
         let text = text.map_err(|what| wrong(profile, name, &format!("{}: {what}", path.display())))?;
         files = files.with_contents(kind, text);
     }

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{aws::file, config::Token, domain::value::SecretValue};
+use crate::{config::Token, domain::value::SecretValue, small_file};
 
 /// A token of a service account has about 1 KiB.
 const LARGEST: u64 = 64 * 1024;
@@ -68,7 +68,7 @@ pub(super) fn place(token: &Token) -> String {
 }
 
 fn read_file(file: &Path) -> Result<SecretValue, String> {
-    let bytes = Zeroizing::new(file::read(file, LARGEST)?);
+    let bytes = Zeroizing::new(small_file::read(file, LARGEST)?);
     let text = std::str::from_utf8(&bytes).map_err(|_| "not text".to_owned())?;
     let token = SecretValue::new(text.trim().to_owned());
     if token.expose().is_empty() { Err("the file is empty".to_owned()) } else { Ok(token) }

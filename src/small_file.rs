@@ -10,7 +10,7 @@ use std::{
 ///
 /// # Errors
 /// In words why it cannot be used; nothing of its content.
-pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, String> {
     let kind = |error: io::Error| error.kind().to_string();
     let metadata = fs::metadata(path).map_err(kind)?;
     let wrong = || format!("not a regular file of {} KiB at most", most / 1024);
