@@ -529,8 +529,7 @@ fn assemble(sources: &Sources, ours: Option<Ours>, theirs: &Theirs, findings: &m
         check_output(output, &keys, !wholesale.is_empty(), findings);
     }
     check_objects(&outputs, findings);
-    let names = outputs.iter().map(|output| output.value.name.clone()).collect();
-    let reload = reload::finish(reload, &names, reads, findings);
+    let reload = reload::finish(reload, &outputs, reads, findings);
     let state = state.or_else(|| default_state(&outputs, &sources.config));
     check_paths(&outputs, &reload, state.as_ref(), admin.as_deref(), writing.as_ref(), &sources.config, findings);
     let aws = aws?;

@@ -117,7 +117,7 @@ impl Daemon {
             tracing::warn!("{notice}");
         }
         let tells = reads && once.is_none() && !reload.is_empty();
-        let reloads = tells.then(|| Reloads::open(reload, in_pod, &mut random)).transpose()?;
+        let reloads = tells.then(|| Reloads::open(reload, cluster.as_ref(), in_pod, &mut random)).transpose()?;
         let identity = described(&aws, &aws.reader);
         let writer_status = aws.writer.as_ref().map(|writer| described(&aws, writer));
         // Before anybody is asked: a spool that cannot be used ends the start.
@@ -180,8 +180,10 @@ impl Daemon {
         });
         // What is written to files is always read for.
         let demand = Arc::new(watch::Sender::new(usize::from(configured.is_empty() || !outputs.is_empty())));
+        let contents = watch::Sender::new(Contents::at_start());
         let publishing = Publishing {
             cluster,
+            contents: contents.clone(),
             identity: identity_of(&instance, &random),
             demand: Arc::clone(&demand),
             metrics: Arc::clone(&metrics),
@@ -204,7 +206,7 @@ impl Daemon {
             schedule,
             metrics: Arc::clone(&metrics),
             health: Arc::clone(&health),
-            contents: watch::Sender::new(Contents::at_start()),
+            contents,
             now,
             once,
         };
@@ -355,6 +357,7 @@ impl Daemon {
 /// What the workers of all Secrets share.
 struct Publishing {
     cluster: Option<Cluster>,
+    contents: watch::Sender<Contents>,
     identity: String,
     demand: Arc<watch::Sender<usize>>,
     metrics: Arc<Metrics>,
@@ -382,6 +385,7 @@ impl Publishing {
                 journal: Journal::new(cluster.clone(), object.clone(), self.identity.clone()),
                 publications,
                 demand: Arc::clone(&self.demand),
+                contents: self.contents.clone(),
                 wanted: wanted.clone(),
                 metrics: Arc::clone(&self.metrics),
                 health: Arc::clone(&self.health),

@@ -15,6 +15,7 @@ use crate::{
     domain::{
         kubernetes::{Field, Live, Settings},
         names::OutputName,
+        reload::Contents,
     },
     health::{Health, OutputStatus, timestamp},
     kubernetes::{
@@ -60,6 +61,8 @@ pub struct Publish {
     pub publications: watch::Receiver<Option<Publication>>,
     /// How many outputs are read for.
     pub demand: Arc<watch::Sender<usize>>,
+    /// Where changes are told of.
+    pub contents: watch::Sender<Contents>,
     /// Where a read of AWS is asked for.
     pub wanted: mpsc::Sender<Wanted>,
     /// What is counted.
@@ -122,6 +125,7 @@ struct Open {
     settings: Settings,
     publications: watch::Receiver<Option<Publication>>,
     demand: Arc<watch::Sender<usize>>,
+    contents: watch::Sender<Contents>,
     wanted: mpsc::Sender<Wanted>,
     events: mpsc::Sender<(EventReason, String, String)>,
     metrics: Arc<Metrics>,
@@ -145,6 +149,7 @@ impl Publish {
             mut journal,
             publications,
             demand,
+            contents,
             wanted,
             metrics,
             health,
@@ -173,6 +178,7 @@ impl Publish {
             settings,
             publications,
             demand,
+            contents,
             wanted,
             events,
             metrics,
@@ -363,7 +369,10 @@ impl Open {
             () = writer.run(observed, held, stop) => {}
             () = observer => {}
         }
-        if writer.asks {
+        let asks = writer.asks;
+        // Whoever writes now tells of changes.
+        self.contents.send_if_modified(|contents| contents.set_mark(&self.output, None));
+        if asks {
             demand.send_modify(|demand| *demand = demand.saturating_sub(1));
         }
     }
@@ -586,6 +595,7 @@ impl Writer<'_> {
             let keys = holds.keys;
             self.event(EventReason::Synced, &format!("{keys} keys are as AWS Secrets Manager has them"));
         }
+        self.all.contents.send_if_modified(|contents| contents.set_mark(&self.all.output, Some(&holds.content)));
         self.all.health.written(self.all.output.as_str());
         self.all.health.report(&self.all.metrics);
         self.report("written", None, Some(holds.keys));

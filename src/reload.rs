@@ -3,6 +3,7 @@
 
 mod generation;
 mod http;
+mod rollout;
 mod signal;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
         reload::Contents,
     },
     health::{Health, ReloadStatus, timestamp},
+    kubernetes::{client::Cluster, outcome::Trouble, workload::Workload},
     metrics::Metrics,
     output::directory::DirectoryError,
     plan::reload::{Again, Timing},
@@ -34,6 +36,7 @@ use crate::{
 };
 use generation::Generation;
 use http::{Http, HttpError};
+use rollout::Rollout;
 use signal::{Signal, SignalError};
 
 /// An action that has nothing to do is heard of again after this.
@@ -71,6 +74,8 @@ struct Action {
     timing: Timing,
     /// So many changes of its outputs were noticed.
     noticed: Option<u64>,
+    /// What was noticed of the Secrets that it restarts a workload for.
+    contents: Contents,
     last: Option<String>,
     failure: Option<String>,
 }
@@ -81,6 +86,7 @@ enum Kind {
     Signal(Signal),
     Http(Http),
     Generation(Generation),
+    Rollout(Rollout),
 }
 
 /// Why an attempt failed.
@@ -92,6 +98,8 @@ enum ActionError {
     Http(#[from] HttpError),
     #[error(transparent)]
     Generation(#[from] DirectoryError),
+    #[error("{0}")]
+    Rollout(Trouble),
     #[error("it was not done within {0:?} (timeout)")]
     TooLate(Duration),
     #[error("keytide stops")]
@@ -135,6 +143,7 @@ impl Reloads {
     /// If the directory of a generation file cannot be used.
     pub fn open(
         actions: Vec<config::Reload>,
+        cluster: Option<&Cluster>,
         in_pod: bool,
         random: &mut fastrand::Rng,
     ) -> Result<Self, DirectoryError> {
@@ -145,12 +154,18 @@ impl Reloads {
                     (Kind::Signal(Signal::new(process, signal)), Timing::new(pace, random))
                 }
                 ReloadKind::Http { call, pace } => (Kind::Http(Http::new(call)), Timing::new(pace, random)),
+                ReloadKind::Rollout { workload, name, secrets, pace } => {
+                    let cluster = cluster.expect("a configuration with a rollout has an output in Kubernetes");
+                    let workload = Workload::new(cluster.clone(), workload, name);
+                    (Kind::Rollout(Rollout::new(workload, &secrets, pace.timeout)), Timing::new(pace, random))
+                }
                 ReloadKind::Generation { path, allow_disk } => {
                     let generation = Generation::open(&path, allow_disk, in_pod)?;
                     (Kind::Generation(generation), Timing::at_once(WRITE, random))
                 }
             };
-            Ok(Action { name, outputs, kind, timing, noticed: None, last: None, failure: None })
+            let contents = Contents::at_start();
+            Ok(Action { name, outputs, kind, timing, noticed: None, contents, last: None, failure: None })
         };
         Ok(Self { actions: actions.into_iter().map(open).collect::<Result<_, _>>()? })
     }
@@ -196,7 +211,7 @@ impl Action {
             let limit = self.timing.timeout();
             heartbeat.due(index, Instant::now() + limit);
             let done = tokio::select! {
-                done = timeout(limit, self.kind.perform(self.noticed.unwrap_or_default())) => done,
+                done = timeout(limit, self.kind.perform(self.noticed.unwrap_or_default(), &self.contents)) => done,
                 () = async { stop.cancelled().await; sleep(LAST_ATTEMPT).await } => Ok(Err(ActionError::Stopping)),
             };
             self.settle(done.unwrap_or(Err(ActionError::TooLate(limit))), beginning.elapsed(), &around);
@@ -211,7 +226,14 @@ impl Action {
     fn notice(&mut self, contents: &Contents, now: Duration) {
         self.timing.set_stale(now, contents.is_stale());
         let changes = contents.changes_of(&self.outputs);
-        let news = match (&self.kind, self.noticed) {
+        self.contents.clone_from(contents);
+        let news = match (&mut self.kind, self.noticed) {
+            // Whoever begins to write looks at once: the writer before may have died before it told anybody.
+            (Kind::Rollout(rollout), noticed) => {
+                let writes = rollout.notice(contents);
+                self.noticed = noticed.filter(|_| writes);
+                writes && noticed.is_none_or(|noticed| changes > noticed)
+            }
             // It is there once the outputs are, also before anything changes.
             (Kind::Generation(_), None) => contents.has_all(&self.outputs),
             (Kind::Signal(_) | Kind::Http(_) | Kind::Generation(_), noticed) => changes > noticed.unwrap_or_default(),
@@ -278,15 +300,17 @@ impl Kind {
             Self::Signal(_) => "signal",
             Self::Http(_) => "http",
             Self::Generation(_) => "generation",
+            Self::Rollout(_) => "rollout",
         }
     }
 
     /// Tells the consumer of the changes so far, and says in a few words what was done.
-    async fn perform(&mut self, changes: u64) -> Result<String, ActionError> {
+    async fn perform(&mut self, changes: u64, contents: &Contents) -> Result<String, ActionError> {
         Ok(match self {
             Self::Signal(signal) => signal.send()?,
             Self::Http(http) => http.call().await?,
             Self::Generation(generation) => generation.write(changes)?,
+            Self::Rollout(rollout) => rollout.restart(contents).await.map_err(ActionError::Rollout)?,
         })
     }
 }
@@ -298,6 +322,7 @@ impl ActionError {
         match self {
             Self::Signal(error) => error.again(),
             Self::Http(error) => error.again(),
+            Self::Rollout(trouble) => rollout::again(trouble),
             Self::Generation(_) | Self::TooLate(_) | Self::Stopping => Again::Soon,
         }
     }

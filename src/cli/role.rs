@@ -1,8 +1,10 @@
 //! `keytide policy --kubernetes`: the smallest Role for a configuration.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{Exit, Form, complain, print};
 use crate::{
-    config::{self, Config, Environment, KubernetesSecret, OutputKind, Sources},
+    config::{self, Config, Environment, KubernetesSecret, OutputKind, ReloadKind, Sources},
     kubernetes::events::EventReason,
     plan::role::{Role, Rule},
 };
@@ -37,6 +39,13 @@ pub(super) fn rules(config: &Config) -> Vec<Rule> {
         leases.push(lease.to_string());
         events.extend(EventReason::ALL.map(|reason| reason.object(name)));
     }
+    let mut workloads: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
+    for action in &config.reload {
+        if let ReloadKind::Rollout { workload, name, .. } = &action.kind {
+            workloads.entry(workload.resource()).or_default().insert(name.to_string());
+        }
+    }
+    let workload = |(resource, names): (_, BTreeSet<String>)| Rule::workloads(resource, names.into_iter().collect());
     let rules = [Rule::secrets(made, true), Rule::secrets(filled, false), Rule::leases(leases), Rule::events(events)];
-    rules.into_iter().filter(|rule| !rule.names().is_empty()).collect()
+    rules.into_iter().chain(workloads.into_iter().map(workload)).filter(|rule| !rule.names().is_empty()).collect()
 }

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
+    Output, OutputKind,
     endpoints::host_and_port,
     fields::{
         AbsolutePath, Debounce, HeaderName, HttpMethod, HttpUrl, MinInterval, ProcessName, ReloadTimeout, SignalName,
@@ -23,6 +24,7 @@ use super::{
     yaml::{Located, Pairs, Unchecked},
 };
 use crate::domain::{
+    kubernetes::{ObjectName, WorkloadKind},
     names::{ActionName, OutputName},
     reload::Pace,
 };
@@ -54,6 +56,17 @@ pub enum ReloadKind {
     Http {
         /// The request, and what it must come to.
         call: HttpCall,
+        /// When.
+        pace: Pace,
+    },
+    /// The pods of a workload are replaced.
+    Rollout {
+        /// Its kind.
+        workload: WorkloadKind,
+        /// Its name.
+        name: ObjectName,
+        /// The Secret of each output that it follows.
+        secrets: BTreeMap<OutputName, ObjectName>,
         /// When.
         pace: Pace,
     },
@@ -127,6 +140,8 @@ const DEBOUNCE: Duration = Duration::from_secs(1);
 const SPLAY: Duration = Duration::from_secs(30);
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a rollout: pods are replaced.
+const ROLLOUT_INTERVAL: Duration = Duration::from_mins(5);
 
 /// What is done when the content of outputs changed.
 #[derive(Deserialize, JsonSchema)]
@@ -139,6 +154,9 @@ pub(super) enum ReloadBlock {
     Http(HttpCallBlock),
     /// A file holds a number that grows by one at each change, at once, for those who watch files.
     Generation(GenerationBlock),
+    /// The pods of a workload in keytide's namespace are replaced, one restart for one change. For a hub: a configuration
+    /// that writes nothing but Kubernetes Secrets. Has exactly one of `deployment`, `statefulset` and `daemonset`.
+    Rollout(RolloutBlock),
 }
 
 /// A signal.
@@ -198,6 +216,31 @@ pub(super) struct HttpCallBlock {
     timeout: Option<Unchecked<ReloadTimeout>>,
 }
 
+/// A workload whose pods are replaced.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "ReloadRollout")]
+pub(super) struct RolloutBlock {
+    /// Its name in logs, metrics and status. Default: `rollout`, then `rollout-2` and so on.
+    name: Option<Unchecked<ActionName>>,
+    /// The name of a Deployment.
+    deployment: Option<Unchecked<ObjectName>>,
+    /// The name of a `StatefulSet`.
+    statefulset: Option<Unchecked<ObjectName>>,
+    /// The name of a `DaemonSet`.
+    daemonset: Option<Unchecked<ObjectName>>,
+    /// The outputs whose changes it follows. Default: all.
+    outputs: Option<Vec<Unchecked<OutputName>>>,
+    /// As of a signal. Default: `1s`.
+    debounce: Option<Unchecked<Debounce>>,
+    /// As of a signal. Default: `30s`.
+    splay: Option<Unchecked<Splay>>,
+    /// As of a signal. Default: `5m`.
+    min_interval: Option<Unchecked<MinInterval>>,
+    /// As of a signal. Default: `10s`.
+    timeout: Option<Unchecked<ReloadTimeout>>,
+}
+
 /// A file that holds a number.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -243,11 +286,19 @@ pub(super) fn check_reload(blocks: Vec<Located<ReloadBlock>>, reader: &mut Reade
 /// With the outputs that there are.
 pub(super) fn finish(
     actions: Vec<Given<OurReload>>,
-    outputs: &BTreeSet<OutputName>,
+    outputs: &[Given<Output>],
     reads: bool,
     findings: &mut Findings<'_>,
 ) -> Vec<Given<Reload>> {
-    let finish = |Given { value: OurReload { name, outputs: listed, kind }, place }| {
+    let secrets: BTreeMap<OutputName, ObjectName> = outputs
+        .iter()
+        .filter_map(|output| match &output.value.kind {
+            OutputKind::KubernetesSecret(secret) => Some((output.value.name.clone(), secret.name.clone())),
+            OutputKind::EnvFile { .. } | OutputKind::Files { .. } => None,
+        })
+        .collect();
+    let outputs: BTreeSet<OutputName> = outputs.iter().map(|output| output.value.name.clone()).collect();
+    let finish = |Given { value: OurReload { name, outputs: listed, mut kind }, place }| {
         let followed = match listed {
             Some(listed) => {
                 for Given { value, place } in &listed {
@@ -259,6 +310,16 @@ pub(super) fn finish(
             }
             None => outputs.clone(),
         };
+        if let ReloadKind::Rollout { secrets: followed_secrets, .. } = &mut kind {
+            if secrets.is_empty() || secrets.len() < outputs.len() {
+                let message = "a rollout is for a hub, which writes nothing but Kubernetes Secrets: its pods read them when \
+                               they start (outputs: kubernetes_secret)";
+                findings.error(&place, message);
+            }
+            let follows = |(output, _): &(&OutputName, &ObjectName)| followed.contains(output);
+            *followed_secrets =
+                secrets.iter().filter(follows).map(|(output, secret)| (output.clone(), secret.clone())).collect();
+        }
         if !reads {
             findings.notice(&place, "never done: nothing is read, so no output ever changes");
         }
@@ -277,6 +338,7 @@ impl Reload {
             ReloadKind::Signal { .. } => "signal",
             ReloadKind::Http { .. } => "http",
             ReloadKind::Generation { .. } => "generation",
+            ReloadKind::Rollout { .. } => "rollout",
         }
     }
 
@@ -293,6 +355,7 @@ impl Reload {
             ReloadKind::Signal { process, signal, .. } => format!("SIG{} to process {process}", signal.label()),
             ReloadKind::Http { call, .. } => format!("{} {}", call.method, call.url),
             ReloadKind::Generation { path, .. } => path.display().to_string(),
+            ReloadKind::Rollout { workload, name, .. } => format!("{workload} {name}"),
         }
     }
 }
@@ -387,6 +450,7 @@ impl ReloadBlock {
             Self::Signal(_) => "signal",
             Self::Http(_) => "http",
             Self::Generation(_) => "generation",
+            Self::Rollout(_) => "rollout",
         }
     }
 
@@ -448,6 +512,10 @@ impl ReloadBlock {
                     let allow_disk = reader.value(&path("allow_disk"), allow_disk).unwrap_or(false);
                     (name, outputs, file.map(|AbsolutePath(path)| ReloadKind::Generation { path, allow_disk }))
                 }
+                Self::Rollout(block) => {
+                    let (name, outputs, kind) = block.check(place, reader);
+                    (name, outputs, kind)
+                }
             };
         let name = reader.value(&path("name"), name).unwrap_or(default_name);
         let outputs = outputs.map(|outputs| {
@@ -455,6 +523,39 @@ impl ReloadBlock {
             outputs.into_iter().enumerate().filter_map(read).collect()
         });
         Some(OurReload { name, outputs, kind: kind? })
+    }
+}
+
+type Outputs = Option<Vec<Unchecked<OutputName>>>;
+
+impl RolloutBlock {
+    fn check(
+        self,
+        place: &Place,
+        reader: &mut Reader<'_, '_>,
+    ) -> (Option<Unchecked<ActionName>>, Outputs, Option<ReloadKind>) {
+        let Self { name, deployment, statefulset, daemonset, outputs, debounce, splay, min_interval, timeout } = self;
+        let given = [
+            (WorkloadKind::Deployment, "deployment", deployment),
+            (WorkloadKind::StatefulSet, "statefulset", statefulset),
+            (WorkloadKind::DaemonSet, "daemonset", daemonset),
+        ];
+        let mut given: Vec<_> = given.into_iter().filter(|(_, _, workload)| workload.is_some()).collect();
+        if given.len() != 1 {
+            reader.findings.error(place, "expected exactly one of deployment, statefulset and daemonset");
+        }
+        let workload = given.pop().and_then(|(kind, field, workload)| {
+            let name: Given<ObjectName> = reader.certain(&format!("{}.{field}", place.path), workload)?;
+            Some((kind, name.value))
+        });
+        let interval = min_interval.is_some();
+        let mut pace = check_pace(place, debounce, splay, min_interval, timeout, reader);
+        if !interval {
+            pace.min_interval = ROLLOUT_INTERVAL;
+        }
+        let secrets = BTreeMap::new();
+        let kind = workload.map(|(workload, name)| ReloadKind::Rollout { workload, name, secrets, pace });
+        (name, outputs, kind)
     }
 }
 

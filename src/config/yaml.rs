@@ -112,9 +112,9 @@ fn problem(text: &str, error: &Error) -> Problem {
             let path = at.and_then(|at| find(&tree()?, at, Sought::Value));
             let kinds = match &path {
                 Some(path) if path.starts_with("keytide.reload") => {
-                    "action in each item of the list: signal, http or generation"
+                    "action in each item of the list: signal, http, generation or rollout"
                 }
-                _ => "output in each item of the list: env_file or files",
+                _ => "output in each item of the list: env_file, files or kubernetes_secret",
             };
             problem(at, path, format!("expected one kind of {kinds}"))
         }

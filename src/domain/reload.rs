@@ -12,6 +12,8 @@ use super::names::OutputName;
 pub struct Contents {
     /// How often the content of each output changed; an output that was not yet brought up to date is not among them.
     changes: BTreeMap<OutputName, u64>,
+    /// The content of each Kubernetes Secret that this process writes: a text that changes with its keys.
+    marks: BTreeMap<OutputName, String>,
     /// True while some key is not fresh: what the outputs hold may not belong together.
     stale: bool,
 }
@@ -35,7 +37,7 @@ impl Contents {
     /// Nothing was written, and nothing read.
     #[must_use]
     pub fn at_start() -> Self {
-        Self { changes: BTreeMap::new(), stale: true }
+        Self { changes: BTreeMap::new(), marks: BTreeMap::new(), stale: true }
     }
 
     /// An output holds what it shall hold; `changed` if its content is another one than before. The first time is no
@@ -47,6 +49,24 @@ impl Contents {
             None => drop(self.changes.insert(output.clone(), 0)),
         }
         true
+    }
+
+    /// What a Kubernetes Secret holds now, which is a change if it is something else than before; none: another process
+    /// writes it. True if that is new.
+    pub fn set_mark(&mut self, output: &OutputName, mark: Option<&str>) -> bool {
+        let before = match mark {
+            Some(mark) => self.marks.insert(output.clone(), mark.to_owned()),
+            None => self.marks.remove(output),
+        };
+        let changed = before.as_deref() != mark;
+        let news = mark.is_some() && self.written(output, changed && before.is_some());
+        changed || news
+    }
+
+    /// What a Kubernetes Secret holds; none: this process does not write it.
+    #[must_use]
+    pub fn mark(&self, output: &OutputName) -> Option<&str> {
+        self.marks.get(output).map(String::as_str)
     }
 
     /// Some key is not fresh, or all are. True if that is new.
