@@ -32,7 +32,7 @@ use crate::{
         schedule::Schedule,
     },
     publish::Publish,
-    pull::{self, Pull, Reader, Wanted},
+    pull::{self, Mailbox, Pull, Reader, Wanted},
     push::{self, Push, Signals, Stores},
     reload::{Reloads, Surroundings},
     source::Source,
@@ -150,7 +150,12 @@ impl Daemon {
             }),
             ..Status::default()
         };
-        let unwritten = configured.iter().map(|output| output.name.to_string()).collect();
+        // Where there are files, those who read them are not held up by Kubernetes.
+        let unwritten = if outputs.is_empty() {
+            configured.iter().map(|output| output.name.to_string()).collect()
+        } else {
+            outputs.iter().map(|output| output.name().to_string()).collect()
+        };
         let health = Arc::new(Health::new(status, refresh.max_stale, unwritten));
         let port = match http.filter(|_| once.is_none()) {
             Some(address) => Some(
@@ -192,10 +197,10 @@ impl Daemon {
             random: random.clone(),
         };
         let (wanted, asked) = mpsc::channel::<Wanted>(WAITING);
-        let (publishers, publish) = publishing.of(&configured, &wanted);
+        let (mailboxes, publish) = publishing.of(&configured, &wanted);
         let schedule = Schedule::new(refresh.interval, refresh.jitter, random);
         let pull = Pull {
-            publishers,
+            mailboxes,
             demand: demand.subscribe(),
             mapping,
             source,
@@ -370,13 +375,15 @@ struct Publishing {
 
 impl Publishing {
     /// The workers, and where each is told what its Secret shall hold.
-    fn of(&self, outputs: &[config::Output], wanted: &mpsc::Sender<Wanted>) -> (Vec<pull::Publisher>, Vec<Publish>) {
-        let (mut publishers, mut workers) = (Vec::new(), Vec::new());
+    fn of(&self, outputs: &[config::Output], wanted: &mpsc::Sender<Wanted>) -> (Vec<Mailbox>, Vec<Publish>) {
+        let (mut mailboxes, mut workers) = (Vec::new(), Vec::new());
         for config::Output { name, selection, kind } in outputs {
             let (OutputKind::KubernetesSecret(secret), Some(cluster)) = (kind, &self.cluster) else { continue };
             let config::KubernetesSecret { name: object, lease, settings } = secret;
             let (sender, publications) = watch::channel(None);
-            publishers.push(pull::Publisher { selection: selection.clone(), kind: settings.kind.clone(), sender });
+            let (holds, held) = watch::channel(None);
+            let (selection, kind) = (selection.clone(), settings.kind.clone());
+            mailboxes.push(Mailbox { selection, kind, sender, held, sent: None });
             workers.push(Publish {
                 output: name.clone(),
                 secret: SecretObject::new(cluster.clone(), object.clone()),
@@ -384,6 +391,7 @@ impl Publishing {
                 lease: (LeaseObject::new(cluster.clone(), lease.clone()), Lease::new(self.identity.clone())),
                 journal: Journal::new(cluster.clone(), object.clone(), self.identity.clone()),
                 publications,
+                holds,
                 demand: Arc::clone(&self.demand),
                 contents: self.contents.clone(),
                 wanted: wanted.clone(),
@@ -393,7 +401,7 @@ impl Publishing {
                 random: self.random.clone(),
             });
         }
-        (publishers, workers)
+        (mailboxes, workers)
     }
 }
 

@@ -31,7 +31,7 @@ struct Inner {
     started: bool,
     unwritten: Vec<String>,
     fresh_at: Option<Instant>,
-    due: BTreeMap<&'static str, Instant>,
+    due: BTreeMap<String, Instant>,
     status: Status,
 }
 
@@ -260,7 +260,12 @@ impl Health {
 
     /// Whether this process reads AWS: somebody else may hold every Lease.
     pub fn needed(&self, needed: bool) {
-        self.inner().needed = needed;
+        let mut inner = self.inner();
+        if needed && !std::mem::replace(&mut inner.needed, needed) {
+            // What somebody else read until now is not old.
+            inner.fresh_at = Some(Instant::now());
+        }
+        inner.needed = needed;
     }
 
     /// The identity was proved, without a read.
@@ -294,8 +299,17 @@ impl Health {
     }
 
     /// A worker says, before it waits or works, when it will be heard of again at the latest.
-    pub fn due(&self, worker: &'static str, at: Instant) {
-        self.inner().due.insert(worker, at);
+    pub fn due(&self, worker: &str, at: Instant) {
+        let mut inner = self.inner();
+        match inner.due.get_mut(worker) {
+            Some(due) => *due = at,
+            None => drop(inner.due.insert(worker.to_owned(), at)),
+        }
+    }
+
+    /// A worker has nothing to do until it says otherwise.
+    pub fn idle(&self, worker: &str) {
+        self.inner().due.remove(worker);
     }
 
     /// Changes the status.

@@ -1,6 +1,7 @@
 //! The worker of one Kubernetes Secret: hold the Lease, watch the object, decide, write, tell. Only puts the steps in order.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -31,16 +32,21 @@ use crate::{
         schedule,
     },
     pull::{Publication, Report, Wanted},
+    render::manifest,
 };
 
-/// The longest pause before a write that failed is repeated.
-const LONGEST: Duration = Duration::from_secs(30);
-/// The same where somebody has to do something first.
-const LONGEST_LASTING: Duration = Duration::from_mins(1);
-/// A watch that ends sooner is opened again after a pause.
-const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+/// Time limit of a write: with the release of the Lease it fits into the supervisor's grace.
+const WRITE: Duration = Duration::from_secs(5);
 /// A write that the Lease leaves less time for waits for its renewal.
 const LEAST: Duration = Duration::from_millis(500);
+/// The longest pause before a write that failed is repeated.
+const LONGEST: Duration = Duration::from_secs(15);
+/// The same where somebody has to do something first.
+const LONGEST_LASTING: Duration = Duration::from_mins(1);
+/// A watch that ends sooner is opened again after a pause; a failed write is repeated no sooner because of what it told.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Somebody else was faster so often in a row that it is worth a word.
+const OUTRUNS: u32 = 3;
 /// So many Events may wait to be told.
 const EVENTS: usize = 32;
 
@@ -59,6 +65,8 @@ pub struct Publish {
     pub journal: Journal,
     /// What it shall hold.
     pub publications: watch::Receiver<Option<Publication>>,
+    /// Which of those it holds, by when it was sent.
+    pub holds: watch::Sender<Option<Instant>>,
     /// How many outputs are read for.
     pub demand: Arc<watch::Sender<usize>>,
     /// Where changes are told of.
@@ -75,66 +83,76 @@ pub struct Publish {
     pub random: fastrand::Rng,
 }
 
-/// What the keeper of the Lease tells the writer: until when it is ours.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Tenure {
-    until: Option<Instant>,
-}
-
 /// Keeps the Lease, whatever the writer is at.
 struct Keeper {
-    output: OutputName,
-    path: String,
+    face: Face,
     lease: Lease,
     object: LeaseObject,
-    tenure: watch::Sender<Tenure>,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    /// Until when it is ours.
+    tenure: watch::Sender<Option<Instant>>,
     now: fn() -> SystemTime,
     start: Instant,
 }
 
-/// The writer, while the Lease is held.
-struct Writer<'a> {
-    all: &'a mut Open,
-    publisher: Publisher,
-    retry: Option<Instant>,
-    /// When the API server wants to be asked again, whatever happens before.
-    not_before: Option<Instant>,
-    attempt: u32,
-    /// What was told last, so that it is told once.
-    told: Option<String>,
-    failing: bool,
-    stale: bool,
-    /// True: fields that were keytide's are taken back.
-    take_back: bool,
-    /// The answer to the read that was asked for.
-    reading: Option<oneshot::Receiver<Report>>,
-    synced: bool,
-    /// True once AWS is read for this Secret.
-    asks: bool,
+/// What the output shows of itself.
+#[derive(Clone)]
+struct Face {
+    output: OutputName,
+    path: String,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
 }
 
-/// What the watch told last: what there is, or why nobody knows.
-type Observed = Option<Result<Option<Arc<Live>>, Trouble>>;
-
-/// What outlives a tenure.
-struct Open {
-    output: OutputName,
+/// The writer. What it wrote is known over more than one tenure.
+struct Writer {
+    face: Face,
     secret: SecretObject,
-    settings: Settings,
+    publisher: Publisher,
     publications: watch::Receiver<Option<Publication>>,
+    holds: watch::Sender<Option<Instant>>,
     demand: Arc<watch::Sender<usize>>,
     contents: watch::Sender<Contents>,
     wanted: mpsc::Sender<Wanted>,
-    events: mpsc::Sender<(EventReason, String, String)>,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    events: mpsc::Sender<(EventReason, String)>,
     now: fn() -> SystemTime,
     random: fastrand::Rng,
     start: Instant,
     last_write: Option<String>,
+    unrepresentable: BTreeMap<String, String>,
+    remarked: BTreeSet<String>,
+    synced: bool,
+    stale: bool,
+    work: Work,
 }
+
+/// What is under way in one tenure.
+#[derive(Default)]
+struct Work {
+    /// A write that failed is not repeated before.
+    retry: Option<Instant>,
+    /// The API server does not want to be asked before.
+    not_before: Option<Instant>,
+    attempt: u32,
+    /// True if somebody has to do something before the next attempt can succeed.
+    lasting: bool,
+    /// Why the output is not as it shall be.
+    failure: Option<String>,
+    /// Why nobody sees what becomes of the Secret.
+    blind: Option<String>,
+    /// True: fields that were keytide's are taken back.
+    take_back: bool,
+    /// True if a read of AWS that is asked for can say something new.
+    ask: bool,
+    /// The answer to the read that was asked for.
+    reading: Option<oneshot::Receiver<Report>>,
+    /// True once AWS is read for this Secret.
+    demands: bool,
+    /// When what was taken in last was sent.
+    sent: Option<Instant>,
+}
+
+/// What the watch told last: what there is, or why nobody knows.
+type Observed = Option<Result<Option<Arc<Live>>, Trouble>>;
 
 // === impl Publish ===
 
@@ -148,6 +166,7 @@ impl Publish {
             lease: (object, lease),
             mut journal,
             publications,
+            holds,
             demand,
             contents,
             wanted,
@@ -158,56 +177,59 @@ impl Publish {
         } = self;
         metrics.kubernetes_output(&output);
         let start = Instant::now();
-        let (tenure, mut held) = watch::channel(Tenure::default());
+        let (tenure, mut held) = watch::channel(None);
         let (events, mut told) = mpsc::channel(EVENTS);
         let done = CancellationToken::new();
-        let keeper = Keeper {
-            output: output.clone(),
-            path: path_of(&secret),
-            lease,
-            object,
-            tenure,
-            metrics: Arc::clone(&metrics),
-            health: Arc::clone(&health),
-            now,
-            start,
-        };
-        let mut open = Open {
-            output,
+        let face = Face { output, path: secret.path(), metrics, health };
+        let keeper = Keeper { face: face.clone(), lease, object, tenure, now, start };
+        let mut writer = Writer {
+            face,
             secret,
-            settings,
+            publisher: Publisher::new(settings),
             publications,
+            holds,
             demand,
             contents,
             wanted,
             events,
-            metrics,
-            health,
             now,
             random,
             start,
             last_write: None,
+            unrepresentable: BTreeMap::new(),
+            remarked: BTreeSet::new(),
+            synced: false,
+            stale: false,
+            work: Work::default(),
         };
         let writer = async {
             loop {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break,
-                    got = held.wait_for(|tenure| tenure.until.is_some_and(|until| until > Instant::now())) => {
+                    got = held.wait_for(|until| until.is_some_and(|until| until > Instant::now())) => {
                         if got.is_err() {
                             break;
                         }
                     }
                 }
-                open.serve(&mut held, &stop).await;
+                writer.serve(&mut held, &stop).await;
+                if writer.publications.has_changed().is_err() {
+                    // Nobody reads any more: the daemon ends.
+                    stop.cancelled().await;
+                }
             }
             done.cancel();
         };
         // Nobody waits for an Event, and one that cannot be told is no trouble of the Secret.
         let teller = async {
-            while let Some((reason, message, uid)) = told.recv().await {
-                if let Err(trouble) = journal.tell(reason, &message, &uid, now()).await {
-                    tracing::debug!("an Event was not told: {trouble}");
+            let mut said = BTreeSet::new();
+            while let Some((reason, message)) = told.recv().await {
+                if let Err(trouble) = journal.tell(reason, &message, now()).await
+                    && said.len() < EVENTS
+                    && said.insert(trouble.message.clone())
+                {
+                    tracing::warn!("an Event was not told: {trouble}");
                 }
             }
         };
@@ -218,49 +240,62 @@ impl Publish {
     }
 }
 
-fn path_of(secret: &SecretObject) -> String {
-    format!("secrets/{}", secret.name())
+// === impl Face ===
+
+impl Face {
+    fn report(&self, state: &str, message: Option<String>, rest: OutputStatus) {
+        self.health.output(OutputStatus {
+            name: self.output.to_string(),
+            kind: "kubernetes_secret".to_owned(),
+            path: self.path.clone(),
+            state: state.to_owned(),
+            message,
+            ..rest
+        });
+        self.health.report(&self.metrics);
+    }
+
+    /// What a worker of this output is called where it says when it will be heard of.
+    fn worker(&self, what: &str) -> String {
+        format!("{what} of {}", self.output)
+    }
 }
 
 // === impl Keeper ===
 
 impl Keeper {
     async fn run(mut self, done: &CancellationToken) {
+        let worker = self.face.worker("lease");
         let mut held = false;
         let mut said: Option<String> = None;
-        loop {
+        while !done.is_cancelled() {
             let now = self.start.elapsed();
             let until = self.lease.held_until(now);
             if until.is_some() != held {
                 held = until.is_some();
-                self.metrics.lease(&self.output, held);
-                let (name, output) = (self.object.name(), &self.output);
-                if held {
-                    tracing::info!(output.name = %output, "this keytide holds the Lease {name}: it reads and writes for output {output}");
-                } else {
-                    tracing::warn!(output.name = %output, "this keytide no longer holds the Lease {name} of output {output}");
-                }
+                self.turn(held);
             }
             self.tenure.send_if_modified(|tenure| {
                 let until = until.map(|until| self.start + until);
-                std::mem::replace(&mut tenure.until, until) != until
+                std::mem::replace(tenure, until) != until
             });
             if !held {
                 self.stand_by(said.as_deref());
             }
             let step = self.lease.step(now);
-            self.health.due("lease", Instant::now() + DURATION);
             let asked = self.start.elapsed();
             let identity = self.lease.identity().to_owned();
             let wall = (self.now)();
+            self.face.health.due(&worker, Instant::now() + DURATION);
             let result = match &step {
                 LeaseStep::Wait(at) => {
                     // It may end before the next step is due.
-                    let at = until.map_or(*at, |until| until.min(*at));
+                    let at = self.start + until.map_or(*at, |until| until.min(*at));
+                    self.face.health.due(&worker, at + DURATION);
                     tokio::select! {
                         biased;
                         () = done.cancelled() => break,
-                        () = sleep_until(self.start + at) => continue,
+                        () = sleep_until(at) => continue,
                     }
                 }
                 LeaseStep::Look => self.object.look().await,
@@ -273,132 +308,98 @@ impl Keeper {
                 Ok(record) if step == LeaseStep::Look => self.lease.saw(record, asked, now),
                 Ok(Some(record)) => self.lease.confirmed(record, asked, now),
                 Ok(None) => self.lease.outrun(now),
-                Err(trouble) if matches!(trouble.kind, TroubleKind::Outrun | TroubleKind::Absent) => {
-                    self.lease.outrun(now);
+                Err(trouble) if trouble.kind == TroubleKind::Outrun => self.lease.outrun(now),
+                // Somebody removed it; but where nothing can be made, there is more amiss.
+                Err(trouble) if trouble.kind == TroubleKind::Absent && step != LeaseStep::Create => {
+                    self.lease.outrun(now)
                 }
                 Err(trouble) => {
                     self.lease.failed(now, trouble.retry_after);
                     if said.as_ref() != Some(&trouble.message) {
-                        tracing::warn!(output.name = %self.output, "the Lease of output {}: {trouble}", self.output);
+                        tracing::warn!(output.name = %self.face.output, "the Lease of output {}: {trouble}", self.face.output);
                         said = Some(trouble.message);
-                    }
-                    if done.is_cancelled() {
-                        break;
                     }
                     continue;
                 }
             }
-            said = None;
+            if self.lease.held_until(now).is_some() || step == LeaseStep::Look {
+                said = None;
+            }
         }
         if self.lease.held_until(self.start.elapsed()).is_some()
             && let Some(record) = self.lease.record()
             && let Err(trouble) = self.object.release(record).await
         {
-            tracing::warn!("the Lease of output {} is not given back, and ends by itself: {trouble}", self.output);
+            tracing::warn!("the Lease of output {} is not given back, and ends by itself: {trouble}", self.face.output);
+        }
+    }
+
+    fn turn(&self, held: bool) {
+        let (name, output) = (self.object.name(), &self.face.output);
+        self.face.metrics.lease(output, held);
+        if held {
+            tracing::info!(output.name = %output, "this keytide holds the Lease {name}: it reads and writes for output {output}");
+        } else {
+            tracing::warn!(output.name = %output, "this keytide no longer holds the Lease {name} of output {output}");
         }
     }
 
     /// Somebody else writes, or nobody knows who does.
     fn stand_by(&self, trouble: Option<&str>) {
         let holder = self.lease.holder().filter(|holder| *holder != self.lease.identity());
+        let name = self.object.name();
         let (state, message) = match (holder, trouble) {
-            (Some(holder), _) => {
-                self.health.written(self.output.as_str());
-                ("standby", format!("the Lease {} is held by {holder}", self.object.name()))
+            (_, Some(trouble)) => ("failing", trouble.to_owned()),
+            (Some(holder), None) => {
+                self.face.health.written(self.face.output.as_str());
+                ("standby", format!("the Lease {name} is held by {holder}"))
             }
-            (None, Some(trouble)) => ("failing", trouble.to_owned()),
-            (None, None) => ("waiting", format!("the Lease {} is not held yet", self.object.name())),
+            (None, None) => ("waiting", format!("the Lease {name} is not held yet")),
         };
-        self.health.output(OutputStatus {
-            name: self.output.to_string(),
-            kind: "kubernetes_secret".to_owned(),
-            path: self.path.clone(),
-            state: state.to_owned(),
-            message: Some(message),
-            ..OutputStatus::default()
-        });
-        self.health.report(&self.metrics);
-    }
-}
-
-// === impl Open ===
-
-impl Open {
-    /// Writes, for as long as the Lease is held.
-    async fn serve(&mut self, held: &mut watch::Receiver<Tenure>, stop: &CancellationToken) {
-        let (sender, observed) = watch::channel(None);
-        let secret = self.secret.clone();
-        let mut random = self.random.clone();
-        let observer = async move {
-            let mut attempt = 0;
-            loop {
-                let began = Instant::now();
-                let ended = secret.watch(|live| drop(sender.send_replace(Some(Ok(live.map(Arc::new)))))).await;
-                let lasted = began.elapsed() >= SHORTEST_WATCH;
-                match ended {
-                    Ok(()) if lasted => attempt = 0,
-                    Ok(()) => sleep(SHORTEST_WATCH).await,
-                    Err(trouble) => {
-                        attempt = if lasted { 1 } else { attempt + 1_u32 };
-                        let pause = schedule::backoff(attempt, &mut random).min(LONGEST);
-                        let pause = trouble.retry_after.unwrap_or(pause);
-                        sender.send_replace(Some(Err(trouble)));
-                        sleep(pause).await;
-                    }
-                }
-            }
-        };
-        let demand = Arc::clone(&self.demand);
-        let publisher = Publisher::new(self.settings.clone());
-        let mut writer = Writer {
-            all: self,
-            publisher,
-            retry: None,
-            not_before: None,
-            attempt: 0,
-            told: None,
-            failing: false,
-            stale: false,
-            take_back: false,
-            reading: None,
-            synced: false,
-            asks: false,
-        };
-        tokio::select! {
-            biased;
-            () = writer.run(observed, held, stop) => {}
-            () = observer => {}
-        }
-        let asks = writer.asks;
-        // Whoever writes now tells of changes.
-        self.contents.send_if_modified(|contents| contents.set_mark(&self.output, None));
-        if asks {
-            demand.send_modify(|demand| *demand = demand.saturating_sub(1));
-        }
+        self.face.report(state, Some(message), OutputStatus::default());
     }
 }
 
 // === impl Writer ===
 
-impl Writer<'_> {
-    async fn run(
+impl Writer {
+    /// Writes, for as long as the Lease is held.
+    async fn serve(&mut self, held: &mut watch::Receiver<Option<Instant>>, stop: &CancellationToken) {
+        self.publisher.begin();
+        self.work = Work { ask: true, ..Work::default() };
+        self.publications.mark_changed();
+        self.face.report("waiting", Some("looks what the Secret holds".to_owned()), self.facts(0));
+        let (sender, observed) = watch::channel(None);
+        let observer = observe(self.secret.clone(), sender, self.random.fork());
+        tokio::select! {
+            biased;
+            () = self.work(observed, held, stop) => {}
+            () = observer => {}
+        }
+        // Whoever writes now tells of changes.
+        self.contents.send_if_modified(|contents| contents.set_mark(&self.face.output, None));
+        self.face.health.idle(&self.face.worker("publish"));
+        if self.work.demands {
+            self.demand.send_modify(|demand| *demand = demand.saturating_sub(1));
+        }
+    }
+
+    async fn work(
         &mut self,
         mut observed: watch::Receiver<Observed>,
-        held: &mut watch::Receiver<Tenure>,
+        held: &mut watch::Receiver<Option<Instant>>,
         stop: &CancellationToken,
     ) {
-        self.all.publications.mark_changed();
+        let worker = self.face.worker("publish");
         loop {
-            let Some(until) = held.borrow_and_update().until.filter(|until| *until > Instant::now()) else { return };
+            let Some(until) = held.borrow_and_update().filter(|until| *until > Instant::now()) else { return };
+            self.face.health.due(&worker, Instant::now() + WRITE + DURATION);
             let due = self.turn(until).await;
-            if self.all.publications.has_changed().is_err() {
-                return;
-            }
             let next = due.map_or(until, |due| due.min(until));
-            self.all.health.due("publish", next + DURATION);
+            self.face.health.due(&worker, next + DURATION);
             let reading = async {
-                match &mut self.reading {
-                    Some(reading) => reading.await.is_ok(),
+                match &mut self.work.reading {
+                    Some(reading) => drop(reading.await),
                     None => std::future::pending().await,
                 }
             };
@@ -410,17 +411,17 @@ impl Writer<'_> {
                     let state = observed.borrow_and_update().clone();
                     match state.filter(|_| changed.is_ok()) {
                         Some(Ok(live)) => self.sees(live),
-                        Some(Err(trouble)) => self.fails(&trouble.message, trouble.kind.is_lasting()),
+                        Some(Err(trouble)) => self.is_blind(trouble),
                         None => return,
                     }
                 }
-                changed = self.all.publications.changed() => {
+                changed = self.publications.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     self.take_in();
                 }
-                _ = reading => self.reading = None,
+                () = reading => self.work.reading = None,
                 () = sleep_until(next) => {}
             }
         }
@@ -428,32 +429,51 @@ impl Writer<'_> {
 
     /// Takes in what there is.
     fn sees(&mut self, live: Option<Arc<Live>>) {
-        self.publisher.observed(live, self.all.start.elapsed());
-        // It answers again.
-        self.retry = None;
-        if !std::mem::replace(&mut self.asks, true) {
-            // Only now: what AWS says after this is newer than what the Secret holds.
-            self.all.demand.send_modify(|demand| *demand += 1);
+        self.publisher.observed(live, self.start.elapsed());
+        let work = &mut self.work;
+        work.blind = None;
+        work.ask = true;
+        // It answers again: soon, but not at the pace of whoever changes it.
+        if !work.lasting {
+            work.retry = work.retry.map(|retry| retry.min(Instant::now() + SHORTEST));
         }
+        if !std::mem::replace(&mut work.demands, true) {
+            // Only now: what AWS says after this is newer than what the Secret holds.
+            self.demand.send_modify(|demand| *demand += 1);
+        }
+    }
+
+    /// Nobody sees what becomes of the Secret.
+    fn is_blind(&mut self, trouble: Trouble) {
+        self.work.not_before = trouble.retry_after.map(|pause| Instant::now() + pause).or(self.work.not_before);
+        if trouble.kind.is_lasting() {
+            self.tell(EventReason::Refused, &trouble.message);
+        }
+        self.is_failing(&trouble.message);
+        self.work.blind = Some(trouble.message);
     }
 
     /// Takes in what AWS said.
     fn take_in(&mut self) {
-        let news = self.all.publications.borrow_and_update().as_ref().map(|publication| {
-            let Publication { wish, began, stale } = publication;
-            (wish.share(), began.saturating_duration_since(self.all.start), stale.clone())
+        let news = self.publications.borrow_and_update().as_ref().map(|publication| {
+            let Publication { wish, began, sent, stale } = publication;
+            (wish.share(), began.saturating_duration_since(self.start), *sent, stale.clone())
         });
-        let Some((wish, began, stale)) = news else { return };
-        for (key, rule) in &wish.unrepresentable {
-            tracing::debug!("output {} cannot carry key {key}: {rule}", self.all.output);
+        let Some((wish, began, sent, stale)) = news else { return };
+        self.unrepresentable = wish.unrepresentable.iter().map(|(key, rule)| (key.to_string(), rule.clone())).collect();
+        for (key, rule) in &self.unrepresentable {
+            let remark = format!("output {} cannot carry key {key}: {rule}", self.face.output);
+            if self.remarked.len() < 1000 && self.remarked.insert(remark.clone()) {
+                tracing::warn!("{remark}");
+            }
         }
-        self.publisher.wished(wish, began);
-        self.retry = None;
+        self.work.ask |= self.publisher.wished(wish, began);
+        self.work.sent = Some(sent);
         match (&stale, self.stale) {
             (Some(keys), _) => {
-                self.event(EventReason::Stale, &format!("values are not fresh, and stay as they are: {keys}"))
+                self.tell(EventReason::Stale, &format!("values are not fresh, and stay as they are: {keys}"))
             }
-            (None, true) => self.event(EventReason::Recovered, "all values are fresh again"),
+            (None, true) => self.tell(EventReason::Recovered, "all values are fresh again"),
             (None, false) => {}
         }
         self.stale = stale.is_some();
@@ -461,194 +481,219 @@ impl Writer<'_> {
 
     /// Decides and does it. Says when to look again at the latest.
     async fn turn(&mut self, until: Instant) -> Option<Instant> {
-        if let Some(retry) = self.retry.max(self.not_before).filter(|retry| *retry > Instant::now()) {
+        if let Some(retry) = self.work.retry.max(self.work.not_before).filter(|retry| *retry > Instant::now()) {
             return Some(retry);
         }
-        self.retry = None;
-        let now = self.all.start.elapsed();
-        match self.publisher.step(now) {
-            Step::Idle => None,
-            Step::Holds(holds) => {
-                self.holds(&holds);
-                None
-            }
-            Step::ReadAgain => {
-                self.read_again();
-                None
-            }
+        (self.work.retry, self.work.not_before) = (None, None);
+        match self.publisher.step(self.start.elapsed()) {
+            Step::Idle => self.waits("AWS is not read yet"),
+            Step::Holds(holds) => self.holds(&holds),
+            Step::ReadAgain => self.read_again(),
             Step::Contested(at) => {
-                self.all.metrics.output_contested(&self.all.output, true);
+                self.face.metrics.output_contested(&self.face.output, true);
                 let message = "somebody changes it again and again: it is put right at a growing distance";
-                self.event(EventReason::Contested, message);
-                self.report("failing", Some(message.to_owned()), None);
-                Some(self.all.start + at)
+                self.tell(EventReason::Contested, message);
+                self.is_failing(message);
+                return Some(self.start + at);
             }
-            Step::Refuse(refusal) => {
-                self.refused(&refusal);
-                self.retry
-            }
-            Step::Write(write) => self.write(*write, until).await,
+            Step::Refuse(refusal) => self.refused(&refusal),
+            Step::Write(write) => return self.write(*write, until).await,
+        }
+        None
+    }
+
+    /// Nothing can be said yet; what was wrong before still is.
+    fn waits(&self, why: &str) {
+        if self.work.failure.is_none() {
+            self.face.report("waiting", Some(why.to_owned()), self.facts(0));
         }
     }
 
-    /// Asks for a read of AWS, once at a time.
+    /// Asks for a read of AWS, one at a time, and only where it can say something new.
     fn read_again(&mut self) {
-        if self.reading.is_some() {
+        self.waits("another keytide wrote it from other versions: AWS is read again");
+        if !self.work.ask || self.work.reading.is_some() {
             return;
         }
         let (reply, reading) = oneshot::channel();
-        if self.all.wanted.try_send(Wanted { accept_removals: false, reply }).is_ok() {
+        if self.wanted.try_send(Wanted { accept_removals: false, reply }).is_ok() {
+            let output = &self.face.output;
             tracing::info!(
-                output.name = %self.all.output,
-                "output {} was written by another keytide from other versions: AWS is read again before it is changed",
-                self.all.output
+                output.name = %output,
+                "output {output} was written by another keytide from other versions: AWS is read again before it is changed"
             );
-            self.reading = Some(reading);
+            self.work.ask = false;
+            self.work.reading = Some(reading);
         }
     }
 
     async fn write(&mut self, write: Write, until: Instant) -> Option<Instant> {
         let Write { manifest, resource_version, cause, force } = write;
-        if let Err(rule) = crate::render::manifest::check(&manifest) {
-            self.fails(&format!("{} is not written: {rule}", self.all.secret_path()), true);
-            return self.retry;
+        if let Err(rule) = manifest::check(&manifest) {
+            self.fails(&format!("{} is not written: {rule}", self.face.path), true);
+            return self.work.retry;
         }
-        let limit = until.saturating_duration_since(Instant::now());
+        let limit = until.saturating_duration_since(Instant::now()).min(WRITE);
         if limit < LEAST {
             return Some(until);
         }
-        let force = force || std::mem::take(&mut self.take_back);
-        let result = self.all.secret.apply(&manifest, resource_version.as_deref(), force, limit).await;
-        match result {
+        let force = force || std::mem::take(&mut self.work.take_back);
+        match self.secret.apply(&manifest, resource_version.as_deref(), force, limit).await {
             Ok(live) => {
-                let uid = live.uid.clone();
                 let keys = manifest.data.len();
-                self.publisher.written(manifest, live, cause, self.all.start.elapsed());
-                self.wrote(cause, keys, &uid);
+                self.publisher.written(manifest, live, cause, self.start.elapsed());
+                self.wrote(cause, keys);
                 // What was written is looked at as anything else is.
                 Some(Instant::now())
             }
             Err(trouble) => {
-                self.fell(&trouble, force);
-                self.retry
+                self.fell(trouble, force).await;
+                self.work.retry.max(self.work.not_before)
             }
         }
     }
 
     /// A write failed.
-    fn fell(&mut self, trouble: &Trouble, force: bool) {
-        match &trouble.kind {
-            TroubleKind::Owned(owners) if !force => {
+    async fn fell(&mut self, trouble: Trouble, force: bool) {
+        let trouble = match trouble.kind {
+            TroubleKind::Owned(ref owners) if !force => {
                 let fields: Vec<Field> = owners.iter().map(|(_, field)| field.clone()).collect();
                 if self.publisher.had(&fields) {
                     // Somebody took what was ours: that is a repair, and bounded as one.
-                    self.take_back = true;
-                    self.retry = Some(Instant::now());
+                    self.work.take_back = true;
+                    self.work.retry = Some(Instant::now());
                     return;
                 }
+                trouble
             }
-            TroubleKind::Outrun => {
-                // The watch brings the state that it has now.
-                self.attempt = self.attempt.saturating_add(1);
-                self.retry = Some(Instant::now() + schedule::hurried(&mut self.all.random));
-                return;
-            }
-            _ => {}
-        }
+            // The watch may not tell, or not yet.
+            TroubleKind::Outrun => match self.secret.look().await {
+                Ok(live) => {
+                    self.publisher.observed(live.map(Arc::new), self.start.elapsed());
+                    self.work.ask = true;
+                    if self.work.attempt < OUTRUNS {
+                        self.work.attempt += 1;
+                        self.work.retry = Some(Instant::now() + schedule::hurried(&mut self.random));
+                        return;
+                    }
+                    trouble
+                }
+                Err(trouble) => trouble,
+            },
+            _ => trouble,
+        };
         self.fails(&trouble.message, trouble.kind.is_lasting());
-        self.not_before = trouble.retry_after.map(|pause| Instant::now() + pause);
+        self.work.not_before = trouble.retry_after.map(|pause| Instant::now() + pause);
     }
 
-    /// Says why, once, and tries again later.
+    /// A write failed: it is repeated later.
     fn fails(&mut self, message: &str, lasting: bool) {
-        self.attempt = self.attempt.saturating_add(1);
+        self.work.attempt = self.work.attempt.saturating_add(1);
+        self.work.lasting = lasting;
         let longest = if lasting { LONGEST_LASTING } else { LONGEST };
-        let pause = schedule::backoff(self.attempt, &mut self.all.random).min(longest);
-        self.retry = Some(Instant::now() + pause);
-        self.all.metrics.output_up(&self.all.output, false);
-        self.failing = true;
-        if self.told.as_deref() != Some(message) {
-            self.told = Some(message.to_owned());
-            tracing::error!(output.name = %self.all.output, "output {} cannot be written: {message}", self.all.output);
-        }
+        let pause = schedule::backoff(self.work.attempt, &mut self.random).min(longest);
+        self.work.retry = Some(Instant::now() + pause);
         if lasting {
-            self.event(EventReason::Refused, message);
+            self.tell(EventReason::Refused, message);
         }
-        self.report("failing", Some(message.to_owned()), None);
+        self.is_failing(message);
     }
 
+    /// It is decided again whenever something changes, which costs nobody anything.
     fn refused(&mut self, refusal: &Refusal) {
-        self.fails(&format!("{} is not written: {refusal}", self.all.secret_path()), true);
+        let message = format!("{} is not written: {refusal}", self.face.path);
+        self.tell(EventReason::Refused, &message);
+        self.is_failing(&message);
+    }
+
+    /// Says why, once.
+    fn is_failing(&mut self, message: &str) {
+        let output = &self.face.output;
+        if self.work.failure.as_deref() != Some(message) {
+            self.face.metrics.output_up(output, false);
+            tracing::error!(output.name = %output, "output {output} cannot be written: {message}");
+            self.work.failure = Some(message.to_owned());
+        }
+        self.face.report("failing", Some(message.to_owned()), self.facts(0));
     }
 
     fn holds(&mut self, holds: &Holds) {
-        self.attempt = 0;
-        self.told = None;
-        self.all.metrics.output_up(&self.all.output, true);
-        self.all.metrics.output_contested(&self.all.output, false);
-        self.all.metrics.output_keys(&self.all.output, holds.keys, 0);
-        if std::mem::take(&mut self.failing) {
-            tracing::info!(output.name = %self.all.output, "output {} is as it shall be again", self.all.output);
-            self.event(EventReason::Recovered, "it is as it shall be again");
-        }
+        (self.work.attempt, self.work.lasting) = (0, false);
+        let Face { output, metrics, health, .. } = &self.face;
+        self.contents.send_if_modified(|contents| contents.set_mark(output, Some(&holds.content)));
+        self.holds.send_if_modified(|held| std::mem::replace(held, self.work.sent) != self.work.sent);
+        metrics.output_contested(output, false);
+        metrics.output_keys(output, holds.keys, self.unrepresentable.len());
+        health.written(output.as_str());
         if !std::mem::replace(&mut self.synced, true) {
             let keys = holds.keys;
-            self.event(EventReason::Synced, &format!("{keys} keys are as AWS Secrets Manager has them"));
+            self.tell(EventReason::Synced, &format!("{keys} keys are as AWS Secrets Manager has them"));
         }
-        self.all.contents.send_if_modified(|contents| contents.set_mark(&self.all.output, Some(&holds.content)));
-        self.all.health.written(self.all.output.as_str());
-        self.all.health.report(&self.all.metrics);
-        self.report("written", None, Some(holds.keys));
+        if let Some(why) = self.work.blind.clone() {
+            self.face.report("failing", Some(why), self.facts(holds.keys));
+            return;
+        }
+        metrics.output_up(output, true);
+        if self.work.failure.take().is_some() {
+            tracing::info!(output.name = %output, "output {output} is as it shall be again");
+            self.tell(EventReason::Recovered, "it is as it shall be again");
+        }
+        self.face.report("written", None, self.facts(holds.keys));
     }
 
-    fn wrote(&mut self, cause: Cause, keys: usize, uid: &str) {
-        let Open { output, metrics, now, .. } = &*self.all;
-        let since = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    fn wrote(&mut self, cause: Cause, keys: usize) {
+        let Face { output, metrics, .. } = &self.face;
+        let since = (self.now)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
         metrics.output_written(output, cause == Cause::Repair, at);
         match cause {
             Cause::Made | Cause::Change => {
                 tracing::info!(output.name = %output, keys, "output {output} written: {keys} keys");
                 if self.synced {
-                    self.tell(EventReason::Updated, &format!("{keys} keys written"), uid);
+                    self.tell(EventReason::Updated, &format!("{keys} keys written"));
                 }
+                self.last_write = timestamp(at);
             }
             Cause::Repair => {
                 let message = "it was changed or removed by somebody else: written again";
                 tracing::warn!(output.name = %output, "output {output}: {message}");
-                self.tell(EventReason::Repaired, message, uid);
+                self.tell(EventReason::Repaired, message);
             }
         }
-        if cause != Cause::Repair {
-            self.all.last_write = timestamp(at);
-        }
     }
 
-    fn event(&self, reason: EventReason, message: &str) {
-        self.tell(reason, message, "");
-    }
-
-    fn tell(&self, reason: EventReason, message: &str, uid: &str) {
+    fn tell(&self, reason: EventReason, message: &str) {
         // Where many wait, the API server is away, and one more says nothing new.
-        drop(self.all.events.try_send((reason, message.to_owned(), uid.to_owned())));
+        drop(self.events.try_send((reason, message.to_owned())));
     }
 
-    fn report(&self, state: &str, message: Option<String>, keys: Option<usize>) {
-        self.all.health.output(OutputStatus {
-            name: self.all.output.to_string(),
-            kind: "kubernetes_secret".to_owned(),
-            path: self.all.secret_path(),
-            state: state.to_owned(),
-            message,
-            keys: keys.unwrap_or_default(),
-            last_write: self.all.last_write.clone(),
+    fn facts(&self, keys: usize) -> OutputStatus {
+        OutputStatus {
+            keys,
+            unrepresentable: self.unrepresentable.clone(),
+            last_write: self.last_write.clone(),
             ..OutputStatus::default()
-        });
+        }
     }
 }
 
-impl Open {
-    fn secret_path(&self) -> String {
-        path_of(&self.secret)
+/// Watches the Secret, again and again.
+async fn observe(secret: SecretObject, sender: watch::Sender<Observed>, mut random: fastrand::Rng) {
+    let mut attempt = 0_u32;
+    loop {
+        let began = Instant::now();
+        let ended = secret.watch(|live| drop(sender.send_replace(Some(Ok(live.map(Arc::new)))))).await;
+        let lasted = began.elapsed() >= SHORTEST;
+        match ended {
+            Ok(()) if lasted => attempt = 0,
+            Ok(()) => sleep(SHORTEST).await,
+            Err(trouble) => {
+                attempt = if lasted { 1 } else { attempt.saturating_add(1) };
+                let pause = schedule::backoff(attempt, &mut random).min(LONGEST);
+                let pause = trouble.retry_after.unwrap_or(pause);
+                sender.send_replace(Some(Err(trouble)));
+                sleep(pause).await;
+            }
+        }
     }
 }

@@ -56,8 +56,8 @@ pub struct Pull {
     pub ledger: Ledger,
     /// The files that values go to.
     pub outputs: Vec<Output>,
-    /// Who writes values elsewhere.
-    pub publishers: Vec<Publisher>,
+    /// Where values go that other workers write.
+    pub mailboxes: Vec<Mailbox>,
     /// How many outputs this process reads for; with none it only proves who it is.
     pub demand: watch::Receiver<usize>,
     /// Where the last good snapshot is kept.
@@ -80,13 +80,17 @@ pub struct Pull {
 
 /// Where the values of an output go that another worker writes.
 #[derive(Debug)]
-pub struct Publisher {
+pub struct Mailbox {
     /// Which keys it takes.
     pub selection: Selection,
     /// Of which type the Secret is.
     pub kind: SecretType,
     /// How they get there: the last ones win.
     pub sender: watch::Sender<Option<Publication>>,
+    /// When that was which the output holds.
+    pub held: watch::Receiver<Option<Instant>>,
+    /// When the last ones were sent.
+    pub sent: Option<Instant>,
 }
 
 /// What a refresh brought for one such output.
@@ -94,8 +98,10 @@ pub struct Publisher {
 pub struct Publication {
     /// What it shall hold.
     pub wish: Wish,
-    /// When the read began.
+    /// When the oldest of the reads that this is made of began; a read that failed does not count.
     pub began: Instant,
+    /// When it was sent.
+    pub sent: Instant,
     /// What is not fresh of it, in words; none if all is.
     pub stale: Option<String>,
 }
@@ -170,6 +176,7 @@ enum Wake {
 struct Progress {
     complete: bool,
     needed: bool,
+    demand: usize,
     proved: bool,
     deadline: Option<Instant>,
     next: Option<Instant>,
@@ -187,6 +194,9 @@ struct Progress {
     output_problems: BTreeMap<usize, String>,
     output_writes: BTreeMap<usize, i64>,
     kept: Kept,
+    /// When the last read of each secret began that AWS answered.
+    answered: BTreeMap<Request, Instant>,
+    begun: Instant,
 }
 
 // === impl Pull ===
@@ -205,13 +215,15 @@ impl Pull {
     ) -> Result<Ended, StartError> {
         let now = Instant::now();
         let reads = self.source.is_some();
-        let needed = *self.demand.borrow_and_update() > 0;
+        let demand = *self.demand.borrow_and_update();
+        let needed = demand > 0;
         self.health.needed(needed);
         let mut progress = Progress {
             complete: false,
             needed,
+            demand,
             proved: false,
-            deadline: (needed || self.once.is_some()).then_some(now + self.time_limit()),
+            deadline: Some(now + self.time_limit()),
             next: reads.then_some(now),
             retry: None,
             failing: BTreeSet::new(),
@@ -227,6 +239,8 @@ impl Pull {
             output_problems: BTreeMap::new(),
             output_writes: BTreeMap::new(),
             kept: Kept::new(),
+            answered: BTreeMap::new(),
+            begun: now,
         };
         // What was kept over a restart is written before AWS is asked: an outage then costs nobody a file.
         self.settle(&mut progress);
@@ -258,6 +272,11 @@ impl Pull {
             };
             let mut asked = Vec::new();
             match woken {
+                // The start is over, or it is somebody else's.
+                Wake::Late if self.has_started(&progress) => {
+                    progress.deadline = None;
+                    continue;
+                }
                 Wake::Late => return Err(self.too_late(&progress)),
                 Wake::Look => {
                     self.look(&mut progress);
@@ -324,9 +343,11 @@ impl Pull {
 
     /// This process begins to read, since it got a Lease, or leaves that to another one.
     fn turn(&mut self, progress: &mut Progress) {
-        let needed = *self.demand.borrow_and_update() > 0;
+        let demand = *self.demand.borrow_and_update();
+        let needed = demand > 0;
+        let grew = demand > std::mem::replace(&mut progress.demand, demand);
         if needed == progress.needed {
-            if needed {
+            if grew {
                 // Whoever came later wants to know what AWS says now.
                 progress.next = Some(Instant::now());
             }
@@ -337,8 +358,8 @@ impl Pull {
         progress.next = (needed || !progress.proved).then(Instant::now);
         progress.retry = None;
         progress.failing.clear();
-        if self.once.is_none() {
-            progress.deadline = (needed && !progress.complete).then(|| Instant::now() + self.time_limit());
+        if self.once.is_none() && needed && !progress.complete {
+            progress.deadline = Some(Instant::now() + self.time_limit());
         }
     }
 
@@ -376,16 +397,21 @@ impl Pull {
     }
 
     /// Hands on what Kubernetes shall hold. Nothing before the first refresh is complete, and nothing from before a restart.
-    fn publish(&self, progress: &Progress, began: Instant) {
+    fn publish(&mut self, progress: &Progress) {
         if !progress.complete {
             return;
         }
-        for Publisher { selection, kind, sender } in &self.publishers {
+        for Mailbox { selection, kind, sender, held: _, sent } in &mut self.mailboxes {
             let wish = self.ledger.wish(&self.mapping, selection, kind);
+            let requests = self.ledger.requests_of(&self.mapping, selection);
+            let answered = |request| progress.answered.get(request).copied().unwrap_or(progress.begun);
+            let began = requests.iter().map(answered).min().unwrap_or(progress.begun);
             let stale = self.ledger.stale_of(&self.mapping, selection);
             let lines = stale.iter().map(|(key, problem)| format!("{key} ({})", problem.reason.label()));
             let stale = (!stale.is_empty()).then(|| some_of(lines));
-            sender.send_replace(Some(Publication { wish, began, stale }));
+            let now = Instant::now();
+            *sent = Some(now);
+            sender.send_replace(Some(Publication { wish, began, sent: now, stale }));
         }
     }
 
@@ -396,6 +422,11 @@ impl Pull {
         accept_removals: bool,
         began: Instant,
     ) -> Report {
+        let answers = snapshot.iter().filter(|(_, answer)| match answer {
+            Ok(_) => true,
+            Err(problem) => problem.reason.is_definite(),
+        });
+        progress.answered.extend(answers.map(|(request, _)| (request.clone(), began)));
         let failed: BTreeMap<Request, Reason> = snapshot
             .iter()
             .filter_map(|(request, answer)| Some((request.clone(), answer.as_ref().err()?.reason)))
@@ -411,7 +442,7 @@ impl Pull {
             self.keep(progress);
         }
         self.settle(progress);
-        self.publish(progress, began);
+        self.publish(progress);
         progress.refreshes = progress.refreshes.saturating_add(1);
         let problems = self.problems();
         let complete = progress.complete && problems.is_empty();
@@ -607,11 +638,13 @@ impl Pull {
             self.health.output(status);
         }
         // Somebody who fights for a file, and a disk that stays full, are met at a growing distance.
-        if progress.output_problems.is_empty() && self.once.is_none() {
+        // Where all is written to Kubernetes, that too.
+        let written = !self.outputs.is_empty() || self.health.unwritten().is_empty();
+        if progress.output_problems.is_empty() && written && self.once.is_none() {
             // Read and written: the start is over.
             progress.deadline = None;
         }
-        if self.once.is_some() && !self.publishers.is_empty() {
+        if !self.mailboxes.is_empty() && self.once.is_some() {
             // Others write what this one end waits for.
             progress.look = Some(Instant::now() + SOON);
         } else if disturbed {
@@ -695,16 +728,25 @@ impl Pull {
         problems
     }
 
+    /// True if what the start has to bring is there: what was read is written, or a standby has nothing to read.
+    fn has_started(&self, progress: &Progress) -> bool {
+        let read = progress.complete || !progress.needed;
+        self.once.is_none() && read && self.health.unwritten().is_empty()
+    }
+
     fn is_done(&self, progress: &Progress) -> bool {
         let read = progress.refreshes > 0 || self.source.is_none();
-        let written = progress.output_problems.is_empty() && self.health.unwritten().is_empty();
+        let held =
+            self.mailboxes.iter().all(|mailbox| mailbox.sent.is_some() && *mailbox.held.borrow() == mailbox.sent);
+        let written = progress.output_problems.is_empty() && held;
         read && progress.complete && self.problems().is_empty() && written
     }
 
     fn too_late(&self, progress: &Progress) -> StartError {
         let skip = self.refresh.on_missing == OnMissing::Skip;
         let missing = self.ledger.missing(&self.mapping, skip);
-        let mut lines: Vec<String> = missing.iter().map(|(what, problem)| format!("{what}: {problem}")).collect();
+        let missing = missing.iter().filter(|_| progress.needed);
+        let mut lines: Vec<String> = missing.map(|(what, problem)| format!("{what}: {problem}")).collect();
         lines.extend(progress.output_problems.values().cloned());
         if lines.is_empty() {
             let outputs = self.health.status().outputs.into_iter();

@@ -107,25 +107,17 @@ impl Journal {
     ///
     /// # Errors
     /// If the API server did not take it.
-    pub async fn tell(
-        &mut self,
-        reason: EventReason,
-        message: &str,
-        uid: &str,
-        now: SystemTime,
-    ) -> Result<(), Trouble> {
+    pub async fn tell(&mut self, reason: EventReason, message: &str, now: SystemTime) -> Result<(), Trouble> {
         let before = self.told.get(&reason);
         if before.is_some_and(|told| told.message == message && told.at.elapsed() < AGAIN) {
             return Ok(());
         }
         let count = before.map_or(1, |told| told.count.saturating_add(1));
         let first = before.map_or(now, |told| told.first);
-        let told = Told { message: message.to_owned(), at: Instant::now(), first, count };
-        self.told.insert(reason, told);
         let time = |at: SystemTime| Time(Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH));
         let name = reason.object(&self.secret);
         let namespace = self.cluster.namespace();
-        let mut object = json!({
+        let object = json!({
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
@@ -140,16 +132,14 @@ impl Journal {
             "reportingComponent": MANAGER,
             "reportingInstance": self.instance,
         });
-        if let Some(involved) = object.get_mut("involvedObject").and_then(serde_json::Value::as_object_mut)
-            && !uid.is_empty()
-        {
-            involved.insert("uid".to_owned(), uid.into());
-        }
         let api: Api<Event> = Api::namespaced(self.cluster.client(), namespace);
         let subject = Subject { group: "", resource: "events", name: name.clone() };
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(object);
         let call = api.patch(&name, &params, &patch);
-        self.cluster.call(Verb::Patch, &subject, CALL, call).await.map(drop)
+        let told = Told { message: message.to_owned(), at: Instant::now(), first, count };
+        self.cluster.call(Verb::Patch, &subject, CALL, call).await?;
+        self.told.insert(reason, told);
+        Ok(())
     }
 }

@@ -11,6 +11,9 @@ use kube::{
 
 use crate::domain::kubernetes::Field;
 
+/// So many fields of a conflict are named.
+const NAMED: usize = 5;
+
 /// What a call does, in the words of RBAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
@@ -240,9 +243,11 @@ fn why(
         TroubleKind::Absent => "it does not exist".to_owned(),
         TroubleKind::Outrun => "somebody else changed it at the same time".to_owned(),
         TroubleKind::Owned(owners) => {
-            let owners: Vec<String> =
-                owners.iter().map(|(manager, field)| format!("{field} belongs to {manager}")).collect();
-            format!("{}; force: true takes it", owners.join(", "))
+            let named = owners.iter().take(NAMED).map(|(manager, field)| format!("{field} belongs to {manager}"));
+            let named = named.collect::<Vec<_>>().join(", ");
+            let more = owners.len().saturating_sub(NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("{named}{more}; force: true takes it")
         }
         TroubleKind::Invalid => {
             let fields: Vec<&str> = status

@@ -55,10 +55,10 @@ impl SecretObject {
         &self.name
     }
 
-    /// Its namespace.
+    /// What status and `check` call it by, as `kubectl` does.
     #[must_use]
-    pub fn namespace(&self) -> &str {
-        self.cluster.namespace()
+    pub fn path(&self) -> String {
+        self.subject().to_string()
     }
 
     fn api(&self) -> Api<Object> {
@@ -183,7 +183,6 @@ fn owned(entries: &[ManagedFieldsEntry]) -> BTreeSet<Field> {
     fields
 }
 
-/// What every part of the object is made of, for tests of this file.
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

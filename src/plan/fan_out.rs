@@ -442,9 +442,7 @@ impl Ledger {
     #[must_use]
     pub fn wish(&self, mapping: &Mapping, selection: &Selection, kind: &SecretType) -> Wish {
         let mut wish = Wish::default();
-        let listed = selection.keys.as_deref();
-        let takes_all = listed.is_none_or(|keys| keys.iter().any(|key| mapping.named(key).is_none()));
-        for wholesale in mapping.wholesale.iter().filter(|_| takes_all) {
+        for wholesale in mapping.wholesale.iter().filter(|_| takes_members(mapping, selection)) {
             let definite = self.troubles.get(&wholesale.request).is_some_and(|trouble| trouble.reason.is_definite());
             wish.waiting |= !self.read.contains(&wholesale.request) && !definite;
             self.note_version(&wholesale.request, &mut wish);
@@ -467,6 +465,22 @@ impl Ledger {
             }
         }
         wish
+    }
+
+    /// The reads that a selection is made of.
+    #[must_use]
+    pub fn requests_of(&self, mapping: &Mapping, selection: &Selection) -> BTreeSet<Request> {
+        let whole = mapping.wholesale.iter().filter(|_| takes_members(mapping, selection)).map(|all| &all.request);
+        let keys = self.selected(mapping, selection);
+        let named = keys.iter().flat_map(|key| match mapping.named(key).map(|key| &key.origin) {
+            Some(Origin::Template(template)) => {
+                let inputs = template.keys().filter_map(|key| mapping.named(key)?.origin.request());
+                inputs.collect::<Vec<_>>()
+            }
+            Some(origin) => origin.request().into_iter().collect(),
+            None => Vec::new(),
+        });
+        named.chain(whole).cloned().collect()
     }
 
     /// The keys of a selection that are not fresh, each with why.
@@ -536,6 +550,11 @@ impl Ledger {
             .collect();
         pieces.map(|pieces| SecretValue::concat(pieces.into_iter()))
     }
+}
+
+/// True if a selection takes members that the configuration does not name.
+fn takes_members(mapping: &Mapping, selection: &Selection) -> bool {
+    selection.keys.as_ref().is_none_or(|keys| keys.iter().any(|key| mapping.named(key).is_none()))
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@ use std::time::Duration;
 pub const DURATION: Duration = Duration::from_secs(10);
 /// From one renewal to the next, and from one look of somebody who waits to the next.
 pub const PERIOD: Duration = Duration::from_secs(3);
-/// The pause before a call that failed is repeated.
+/// The pause before a call that failed is repeated; doubled each time for whoever does not hold it.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// A Lease as the API server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,10 @@ pub struct Lease {
     seen: Option<Seen>,
     held_until: Option<Duration>,
     next: Duration,
+    /// How often in a row somebody else was faster.
+    outruns: u32,
+    /// How often in a row a call failed.
+    failures: u32,
 }
 
 #[derive(Debug)]
@@ -63,7 +69,7 @@ impl Lease {
     /// Knows nothing yet. No two processes may have the same identity.
     #[must_use]
     pub fn new(identity: String) -> Self {
-        Self { identity, seen: None, held_until: None, next: Duration::ZERO }
+        Self { identity, seen: None, held_until: None, next: Duration::ZERO, outruns: 0, failures: 0 }
     }
 
     /// Who this is.
@@ -76,12 +82,6 @@ impl Lease {
     #[must_use]
     pub fn held_until(&self, now: Duration) -> Option<Duration> {
         self.held_until.filter(|until| now < *until)
-    }
-
-    /// True once it was looked at, or made.
-    #[must_use]
-    pub fn is_seen(&self) -> bool {
-        self.seen.is_some()
     }
 
     /// The record, as it was last seen.
@@ -119,6 +119,7 @@ impl Lease {
 
     /// The API server said what there is; the question was asked at `asked`.
     pub fn saw(&mut self, record: Option<Record>, asked: Duration, now: Duration) {
+        self.failures = 0;
         let ours = record.as_ref().is_some_and(|record| record.holder.as_deref() == Some(&self.identity));
         if !ours {
             self.held_until = None;
@@ -130,7 +131,7 @@ impl Lease {
         // Somebody who gave it back, or never was there, is followed at once.
         let free =
             self.seen.as_ref().is_some_and(|seen| seen.record.as_ref().is_none_or(|record| record.holder.is_none()));
-        self.next = if free || ours { now } else { asked + PERIOD };
+        self.next = if free || ours { now + self.pause() } else { asked + PERIOD };
     }
 
     /// The API server confirmed that it is ours; the question was asked at `asked`, from when it counts.
@@ -138,6 +139,7 @@ impl Lease {
         if record.holder.as_deref() != Some(&self.identity) {
             return self.saw(Some(record), asked, now);
         }
+        (self.outruns, self.failures) = (0, 0);
         self.held_until = Some(asked + record.duration);
         self.seen = Some(Seen { record: Some(record), since: now });
         self.next = asked + PERIOD;
@@ -146,19 +148,22 @@ impl Lease {
     /// The record moved before our write: by somebody who was faster, or by a write of ours whose answer was lost. Until it
     /// was looked at, what was confirmed holds.
     pub fn outrun(&mut self, now: Duration) {
+        self.outruns = self.outruns.saturating_add(1);
         self.seen = None;
-        self.next = now;
+        self.next = now + self.pause();
+    }
+
+    /// Who was outrun once looks again at once; who is outrun again and again does not.
+    fn pause(&self) -> Duration {
+        if self.outruns > 1 { AGAIN } else { Duration::ZERO }
     }
 
     /// A call failed, and nothing is known of what became of it.
     pub fn failed(&mut self, now: Duration, pause: Option<Duration>) {
-        self.next = now + pause.unwrap_or(AGAIN).max(AGAIN);
-    }
-
-    /// It was given back.
-    pub fn released(&mut self) {
-        self.held_until = None;
-        self.seen = None;
+        let held = self.held_until(now).is_some();
+        let own = if held { AGAIN } else { AGAIN.saturating_mul(2_u32.saturating_pow(self.failures)).min(LONGEST) };
+        self.failures = self.failures.saturating_add(1).min(8);
+        self.next = now + pause.unwrap_or(own).max(AGAIN);
     }
 }
 

@@ -131,6 +131,8 @@ pub struct Holds {
 pub struct Publisher {
     settings: Settings,
     wish: Option<(Wish, Duration)>,
+    /// Reads that began before this are from before this writer was the one: another may have written since.
+    since: Option<Duration>,
     /// How many reads in a row, begun after the present versions were seen, said the same.
     agreed: usize,
     live: Option<Option<Arc<Live>>>,
@@ -171,12 +173,22 @@ impl Publisher {
         Self { settings, ..Self::default() }
     }
 
-    /// What AWS said; the read began at `began`.
-    pub fn wished(&mut self, wish: Wish, began: Duration) {
-        let same =
-            self.wish.as_ref().is_some_and(|(before, at)| before.provenance == wish.provenance && *at > self.seen);
-        self.agreed = if began > self.seen { if same { self.agreed + 1 } else { 1 } } else { 0 };
+    /// Begins anew, as the one who writes: what it wrote before is all that it knows.
+    pub fn begin(&mut self) {
+        (self.wish, self.live, self.since, self.agreed) = (None, None, None, 0);
+    }
+
+    /// What AWS said; the oldest of the reads that this is made of began at `began`. True if that is newer than before.
+    pub fn wished(&mut self, wish: Wish, began: Duration) -> bool {
+        let before = self.wish.as_ref().map(|(before, at)| (before.provenance == wish.provenance, *at));
+        let newer = before.is_none_or(|(_, at)| began > at);
+        self.agreed = match before {
+            _ if began <= self.seen => 0,
+            Some((true, at)) if at > self.seen => self.agreed + usize::from(newer),
+            _ => 1,
+        };
         self.wish = Some((wish, began));
+        newer
     }
 
     /// What the API server has; none: there is no such Secret.
@@ -186,13 +198,20 @@ impl Publisher {
             self.seen = now;
             self.agreed = 0;
         }
+        self.since.get_or_insert(now);
         self.live = Some(live);
     }
 
     /// What the API server made of a write.
     pub fn written(&mut self, manifest: Manifest, live: Live, cause: Cause, now: Duration) {
         if cause == Cause::Repair {
+            if self.is_contested() {
+                self.backoff = self.backoff.saturating_add(1);
+            }
             self.repairs.push_back(now);
+            while self.repairs.len() > REPAIRS {
+                self.repairs.pop_front();
+            }
         }
         self.content = manifest.annotations.get(CONTENT).cloned();
         self.held = Some(manifest);
@@ -209,13 +228,13 @@ impl Publisher {
     /// Decides.
     pub fn step(&mut self, now: Duration) -> Step {
         let (Some((wish, began)), Some(live)) = (&self.wish, &self.live) else { return Step::Idle };
-        if wish.waiting {
+        if wish.waiting || self.since.is_none_or(|since| *began <= since) {
             return Step::Idle;
         }
         if let Err(refusal) = permitted(&self.settings, live.as_deref()) {
             return Step::Refuse(refusal);
         }
-        let manifest = match manifest(&self.settings, wish, live.as_deref(), self.known_content(live.as_deref())) {
+        let manifest = match self.manifest(wish, live.as_deref()) {
             Ok(manifest) => manifest,
             Err(refusal) => return Step::Refuse(refusal),
         };
@@ -248,6 +267,46 @@ impl Publisher {
         Step::Write(Box::new(Write { manifest, resource_version, cause, force: self.settings.force }))
     }
 
+    /// What the Secret shall hold, as a function of the source and, for what could not be read, of what it holds.
+    fn manifest(&self, wish: &Wish, live: Option<&Live>) -> Result<Manifest, Refusal> {
+        let Settings { kind, labels, annotations, create: _, adopt: _, force: _ } = &self.settings;
+        let mut data: BTreeMap<String, SecretValue> =
+            wish.values.iter().map(|(name, value)| (name.clone(), value.share())).collect();
+        for name in wish.absent.iter().chain(&wish.unread) {
+            if let Some(value) = live.and_then(|live| live.own_value(name)) {
+                data.insert(name.clone(), value.share());
+            } else if wish.unread.contains(name) {
+                return Err(Refusal::Unread);
+            }
+        }
+        let mut manifest =
+            Manifest { kind: kind.clone(), data, labels: labels.clone(), annotations: annotations.clone() };
+        let mut provenance = wish.provenance.clone();
+        // What was not read is still from where the Secret says that it is from.
+        if let Some(origin) = live.and_then(|live| live.origin.as_ref()).filter(|_| !wish.unread.is_empty()) {
+            for (secret, version) in &origin.versions {
+                provenance.versions.entry(secret.clone()).or_insert_with(|| version.clone());
+            }
+            provenance.newest_ms = provenance.newest_ms.max(origin.newest_ms);
+        }
+        // A map of texts is always JSON.
+        let versions = serde_json::to_string(&provenance.versions).unwrap_or_default();
+        // It changes with the keys only: not with a version that brings no other value, nor when something is put back.
+        let theirs = live.is_some_and(|live| self.is_rewritten(live));
+        let put_back = !theirs && self.held.as_ref().is_some_and(|held| held.data == manifest.data);
+        let other = live.map_or(self.held.is_some(), |live| !manifest.has_data_of(live));
+        let content = match self.known_content(live) {
+            Some(before) if put_back || !other => before.to_owned(),
+            _ => mark(&versions, manifest.data.keys()),
+        };
+        manifest.annotations.insert(CONTENT.to_owned(), content);
+        manifest.annotations.insert(VERSIONS.to_owned(), versions);
+        if let Some(time) = provenance.newest_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
+            manifest.annotations.insert(TIME.to_owned(), time.to_string());
+        }
+        Ok(manifest)
+    }
+
     /// True if another keytide wrote it since.
     fn is_rewritten(&self, live: &Live) -> bool {
         let written = self.held.as_ref().and_then(|held| held.annotations.get(VERSIONS));
@@ -265,32 +324,38 @@ impl Publisher {
         theirs.or(self.content.as_ref()).map(String::as_str)
     }
 
-    /// True if AWS was read since: a newer version at once, an older one when two reads agree.
+    /// True if AWS was read since: at once where its versions are certainly newer, else when two reads agree.
     fn is_decided(&self, live: &Live, wish: &Wish, began: Duration) -> bool {
-        let theirs = live.origin.as_ref().and_then(|origin| origin.newest_ms);
-        let older = matches!((wish.provenance.newest_ms, theirs), (Some(ours), Some(theirs)) if ours < theirs);
-        began > self.seen && (!older || self.agreed >= 2)
+        let Some(origin) = &live.origin else { return true };
+        let ours = &wish.provenance;
+        let other =
+            |(secret, version): &(&String, &String)| ours.versions.get(*secret).is_some_and(|ours| ours != *version);
+        // Of one secret that differs the newest time says which is newer; of several it says nothing.
+        let certain = match origin.versions.iter().filter(other).count() {
+            0 => true,
+            1 => matches!((ours.newest_ms, origin.newest_ms), (Some(ours), Some(theirs)) if ours > theirs),
+            _ => false,
+        };
+        began > self.seen && (certain || self.agreed >= 2)
+    }
+
+    /// True if there were so many repairs within a minute that the next one waits.
+    fn is_contested(&self) -> bool {
+        let full = self.repairs.len() >= REPAIRS;
+        let (first, last) = (self.repairs.front().copied(), self.repairs.back().copied());
+        let close = first.zip(last).is_some_and(|(first, last)| last.saturating_sub(first) < WINDOW);
+        self.backoff > 0 || (full && close)
     }
 
     /// When the next repair may be; none: now.
-    fn next_repair(&mut self, now: Duration) -> Option<Duration> {
-        while self.repairs.len() > REPAIRS {
-            self.repairs.pop_front();
-        }
-        let first = self.repairs.iter().rev().nth(REPAIRS - 1).copied();
-        let last = self.repairs.back().copied();
-        let (Some(first), Some(last)) = (first, last) else { return None };
-        let busy = last.saturating_sub(first) < WINDOW || self.backoff > 0;
-        if !busy {
+    fn next_repair(&self, now: Duration) -> Option<Duration> {
+        if !self.is_contested() {
             return None;
         }
+        let (first, last) = (self.repairs.front()?, self.repairs.back()?);
         let distance = WINDOW.saturating_mul(2_u32.saturating_pow(self.backoff)).min(LONGEST);
-        let next = if self.backoff == 0 { first + WINDOW } else { last + distance };
-        if now >= next {
-            self.backoff = self.backoff.saturating_add(1);
-            return None;
-        }
-        Some(next)
+        let next = if self.backoff == 0 { *first + WINDOW } else { *last + distance };
+        (now < next).then_some(next)
     }
 
     /// It was left alone for long enough: whoever fought for it has given up.
@@ -321,44 +386,6 @@ pub fn permitted(settings: &Settings, live: Option<&Live>) -> Result<(), Refusal
     Ok(())
 }
 
-/// What the Secret shall hold, as a function of the source and, for what could not be read, of what it holds.
-fn manifest(settings: &Settings, wish: &Wish, live: Option<&Live>, content: Option<&str>) -> Result<Manifest, Refusal> {
-    let Settings { kind, labels, annotations, create: _, adopt: _, force: _ } = settings;
-    let mut data: BTreeMap<String, SecretValue> =
-        wish.values.iter().map(|(name, value)| (name.clone(), value.share())).collect();
-    for name in wish.absent.iter().chain(&wish.unread) {
-        if let Some(value) = live.and_then(|live| live.own_value(name)) {
-            data.insert(name.clone(), value.share());
-        } else if wish.unread.contains(name) {
-            return Err(Refusal::Unread);
-        }
-    }
-    let mut manifest = Manifest { kind: kind.clone(), data, labels: labels.clone(), annotations: annotations.clone() };
-    let mut provenance = wish.provenance.clone();
-    let origin = live.and_then(|live| live.origin.as_ref());
-    // What was not read is still from where the Secret says that it is from.
-    if let Some(origin) = origin.filter(|_| !wish.unread.is_empty()) {
-        for (secret, version) in &origin.versions {
-            provenance.versions.entry(secret.clone()).or_insert_with(|| version.clone());
-        }
-        provenance.newest_ms = provenance.newest_ms.max(origin.newest_ms);
-    }
-    let versions = text_of(&provenance.versions);
-    // It changes with the keys only: not with a version that brings no other value, nor when something is put back.
-    let changed = live.is_some_and(|live| !manifest.has_data_of(live))
-        && origin.is_some_and(|origin| origin.versions != provenance.versions);
-    let content = match content {
-        Some(before) if !changed => before.to_owned(),
-        _ => mark(&versions),
-    };
-    manifest.annotations.insert(CONTENT.to_owned(), content);
-    manifest.annotations.insert(VERSIONS.to_owned(), versions);
-    if let Some(time) = provenance.newest_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
-        manifest.annotations.insert(TIME.to_owned(), time.to_string());
-    }
-    Ok(manifest)
-}
-
 /// What the annotations of a Secret say of where its values are from; none where they say nothing that can be read.
 #[must_use]
 pub fn provenance_of(annotations: &BTreeMap<String, String>) -> Option<Provenance> {
@@ -367,20 +394,15 @@ pub fn provenance_of(annotations: &BTreeMap<String, String>) -> Option<Provenanc
     Some(Provenance { versions, newest_ms: time.map(jiff::Timestamp::as_millisecond) })
 }
 
-fn text_of(versions: &BTreeMap<String, String>) -> String {
-    // A map of texts is always JSON.
-    serde_json::to_string(versions).unwrap_or_default()
-}
-
-/// A short text that is another one for other versions; of ids, never of values.
-fn mark(versions: &str) -> String {
-    let digest = Sha256::digest(versions);
-    digest
-        .iter()
-        .take(8)
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|digit| char::from_digit(digit.into(), 16))
-        .collect()
+/// A short text that is another one for other versions or names; of ids and names, never of values.
+fn mark<'a>(versions: &str, names: impl Iterator<Item = &'a String>) -> String {
+    let mut digest = Sha256::new_with_prefix(versions);
+    for name in names {
+        digest.update([0]);
+        digest.update(name);
+    }
+    let hex = |byte: &u8| [byte >> 4, byte & 15];
+    digest.finalize().iter().take(8).flat_map(hex).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 #[cfg(test)]
@@ -585,7 +607,7 @@ mod tests {
         let mut newest = Publisher::new(settings());
         newest.wished(wish(&[("A", "3")], "v3", 3), at(19));
         newest.observed(Some(newer()), at(20));
-        assert!(matches!(newest.step(at(20)), Step::ReadAgain));
+        assert!(matches!(newest.step(at(20)), Step::Idle));
         newest.wished(wish(&[("A", "3")], "v3", 3), at(21));
         assert_eq!(written(newest.step(at(21))).cause, Cause::Change);
     }
