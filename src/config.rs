@@ -817,6 +817,16 @@ impl Token {
     }
 }
 
+// === impl OutputKind ===
+
+impl OutputKind {
+    /// True if it is an object in Kubernetes, and no file.
+    #[must_use]
+    pub fn is_in_kubernetes(&self) -> bool {
+        matches!(self, Self::KubernetesSecret(_))
+    }
+}
+
 // === impl KubernetesSecret ===
 
 impl KubernetesSecret {

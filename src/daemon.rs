@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     future::Future,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime},
@@ -20,7 +21,7 @@ use crate::{
     aws::{auth::Auth, client::Connection},
     config::{self, ClusterAccess, Config, Credentials, Environment, Identity, OutputKind, Sources, VirtualKeys},
     domain::reload::Contents,
-    health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, SpoolStatus, Status, timestamp},
+    health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, SpoolStatus, Status},
     http::{self, Admin, Port},
     kubernetes::{client::Cluster, events::Journal, lease::LeaseObject, secret::SecretObject},
     metrics::Metrics,
@@ -97,14 +98,7 @@ impl Daemon {
         let World { now, in_pod, origin, cluster, instance, once, hangup, mut random } = world;
         let mapping = Mapping::new(keys, wholesale);
         let reads = !mapping.requests().is_empty();
-        let mut directories: BTreeSet<PathBuf> = BTreeSet::new();
-        for output in &outputs {
-            directories.extend(match &output.kind {
-                OutputKind::EnvFile { path, .. } => path.parent().map(PathBuf::from),
-                OutputKind::Files { directory, .. } => Some(directory.clone()),
-                OutputKind::KubernetesSecret(_) => None,
-            });
-        }
+        let directories = directories_of_outputs(&outputs);
         let metrics = Arc::new(Metrics::new(outputs.iter().map(|output| &output.name)));
         let configured = if reads { outputs } else { Vec::new() };
         let mut outputs = Vec::new();
@@ -112,10 +106,6 @@ impl Daemon {
             outputs.extend(Output::open(output, in_pod)?);
         }
         let cluster = cluster_of(&configured, &cluster, &aws, &metrics).await?;
-        let overrides = cluster.iter().flat_map(|cluster| cluster.overrides().to_vec()).collect::<Vec<_>>();
-        for notice in &overrides {
-            tracing::warn!("{notice}");
-        }
         let tells = reads && once.is_none() && !reload.is_empty();
         let reloads = tells.then(|| Reloads::open(reload, cluster.as_ref(), in_pod, &mut random)).transpose()?;
         let identity = described(&aws, &aws.reader);
@@ -136,10 +126,7 @@ impl Daemon {
             }
         }
         let ledger = Ledger::recovered(&mapping, recovered.good, recovered.applied);
-        let since = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let status = Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started: i64::try_from(since.as_secs()).ok().and_then(timestamp).unwrap_or_default(),
             identity,
             refresh: RefreshStatus { interval_seconds: refresh.interval.as_secs(), ..RefreshStatus::default() },
             config: ConfigStatus { files: files_of(origin.as_ref()), refused: None },
@@ -148,27 +135,13 @@ impl Daemon {
                 writer: writer_status,
                 ..SpoolStatus::default()
             }),
-            ..Status::default()
+            ..Status::at_start(now())
         };
         // Where there are files, those who read them are not held up by Kubernetes.
-        let unwritten = if outputs.is_empty() {
-            configured.iter().map(|output| output.name.to_string()).collect()
-        } else {
-            outputs.iter().map(|output| output.name().to_string()).collect()
-        };
+        let waited_for = configured.iter().filter(|output| outputs.is_empty() || !output.kind.is_in_kubernetes());
+        let unwritten = waited_for.map(|output| output.name.to_string()).collect();
         let health = Arc::new(Health::new(status, refresh.max_stale, unwritten));
-        let port = match http.filter(|_| once.is_none()) {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|error| http::ListenError::Port { address: address.to_string(), error })?,
-            ),
-            None => None,
-        };
-        let admin = match admin.filter(|_| once.is_none()) {
-            Some(path) => open_admin(path)?,
-            None => None,
-        };
+        let (port, admin) = doors(http.filter(|_| once.is_none()), admin.filter(|_| once.is_none())).await?;
         let push = virtual_keys.zip(spool).zip(stores).map(|((keys, spool), stores)| Push {
             spool,
             stores,
@@ -215,14 +188,13 @@ impl Daemon {
             now,
             once,
         };
-        let directories = directories.into_iter().collect();
         let asking = (wanted, asked);
         Ok(Self { pull, push, publish, asking, reloads, health, metrics, port, admin, directories, origin, hangup })
     }
 
     /// The address of the port, where there is one.
     #[must_use]
-    pub fn port(&self) -> Option<std::net::SocketAddr> {
+    pub fn port(&self) -> Option<SocketAddr> {
         self.port.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
@@ -275,9 +247,10 @@ impl Daemon {
             hints: Arc::clone(&drops.hints),
             hinted: Arc::clone(&drops.hinted),
         };
+        let (contents, now) = (pull.contents.subscribe(), pull.now);
         if let Some(reloads) = reloads {
             let (metrics, health) = (Arc::clone(&metrics), Arc::clone(&health));
-            let around = Surroundings { contents: pull.contents.subscribe(), metrics, health, now: pull.now };
+            let around = Surroundings { contents, metrics, health, now };
             let stop = stop.clone();
             supervisor.start("reload", async move {
                 reloads.run(around, stop).await;
@@ -285,53 +258,13 @@ impl Daemon {
             });
         }
         let down = pull.run(stop.clone(), wanted, hangup, Arc::clone(&hints));
+        let up = push.map(|push| push.run(signals));
         if once {
-            let published = CancellationToken::new();
-            let publish = publish.into_iter().map(|publish| publish.run(published.clone())).collect::<Vec<_>>();
-            let both = both_once(down, push.map(|push| push.run(signals)));
-            supervisor.start("once", async move {
-                let both = async {
-                    let ended = both.await;
-                    published.cancel();
-                    ended
-                };
-                let (ended, _) = futures_util::join!(both, futures_util::future::join_all(publish));
-                ended
-            });
+            supervisor.start("once", all_once(down, up, publish));
         } else {
-            for publish in publish {
-                let stop = stop.clone();
-                supervisor.start("publish", async move {
-                    publish.run(stop).await;
-                    Ok(Ending::Stopped)
-                });
-            }
-            supervisor.start("pull", async move {
-                down.await?;
-                Ok(Ending::Stopped)
-            });
-            if let Some(push) = push {
-                supervisor.start("push", async move {
-                    push.run(signals).await?;
-                    Ok(Ending::Stopped)
-                });
-            }
+            start_ways(&mut supervisor, down, up, publish, &stop);
         }
-        if let Some(listener) = port {
-            let (port, stop) = (Port { metrics: Arc::clone(&metrics), health: Arc::clone(&health) }, stop.clone());
-            supervisor.start("http", async move {
-                http::serve_port(listener, port, stop).await.context("the port for metrics and probes failed")?;
-                Ok(Ending::Stopped)
-            });
-        }
-        if let Some((listener, path)) = admin {
-            let (admin, stop) = (Admin { health: Arc::clone(&health), wanted: ask }, stop.clone());
-            supervisor.start("admin", async move {
-                http::serve_admin(listener, admin, stop).await.context("the admin socket failed")?;
-                drop(std::fs::remove_file(path));
-                Ok(Ending::Stopped)
-            });
-        }
+        start_doors(&mut supervisor, port, admin, ask, (&metrics, &health), &stop);
         if !once {
             if let Some((sources, environment)) = origin {
                 directories.extend(directories_of(&sources));
@@ -357,6 +290,104 @@ impl Daemon {
         };
         supervisor.run(shutdown).await
     }
+}
+
+type Down = Result<pull::Ended, pull::StartError>;
+type Up = Result<push::Ended, push::PushError>;
+
+/// All ways, once: then the Secrets' workers give their Leases back.
+async fn all_once(
+    down: impl Future<Output = Down>,
+    up: Option<impl Future<Output = Up>>,
+    publish: Vec<Publish>,
+) -> anyhow::Result<Ending> {
+    let published = CancellationToken::new();
+    let publish = futures_util::future::join_all(publish.into_iter().map(|publish| publish.run(published.clone())));
+    let both = async {
+        let ended = Box::pin(both_once(down, up)).await;
+        published.cancel();
+        ended
+    };
+    let (ended, _) = futures_util::join!(both, publish);
+    ended
+}
+
+/// All ways, each a task.
+fn start_ways(
+    supervisor: &mut Supervisor,
+    down: impl Future<Output = Down> + Send + 'static,
+    up: Option<impl Future<Output = Up> + Send + 'static>,
+    publish: Vec<Publish>,
+    stop: &CancellationToken,
+) {
+    supervisor.start("pull", async move {
+        down.await?;
+        Ok(Ending::Stopped)
+    });
+    if let Some(up) = up {
+        supervisor.start("push", async move {
+            up.await?;
+            Ok(Ending::Stopped)
+        });
+    }
+    for publish in publish {
+        let stop = stop.clone();
+        supervisor.start("publish", async move {
+            Box::pin(publish.run(stop)).await;
+            Ok(Ending::Stopped)
+        });
+    }
+}
+
+/// The port and the admin socket, each a task.
+fn start_doors(
+    supervisor: &mut Supervisor,
+    port: Option<TcpListener>,
+    admin: Option<(UnixListener, PathBuf)>,
+    ask: mpsc::Sender<Wanted>,
+    (metrics, health): (&Arc<Metrics>, &Arc<Health>),
+    stop: &CancellationToken,
+) {
+    if let Some(listener) = port {
+        let (port, stop) = (Port { metrics: Arc::clone(metrics), health: Arc::clone(health) }, stop.clone());
+        supervisor.start("http", async move {
+            http::serve_port(listener, port, stop).await.context("the port for metrics and probes failed")?;
+            Ok(Ending::Stopped)
+        });
+    }
+    if let Some((listener, path)) = admin {
+        let (admin, stop) = (Admin { health: Arc::clone(health), wanted: ask }, stop.clone());
+        supervisor.start("admin", async move {
+            http::serve_admin(listener, admin, stop).await.context("the admin socket failed")?;
+            drop(std::fs::remove_file(path));
+            Ok(Ending::Stopped)
+        });
+    }
+}
+
+/// The directories in which files are written.
+fn directories_of_outputs(outputs: &[config::Output]) -> Vec<PathBuf> {
+    let directories = outputs.iter().filter_map(|output| match &output.kind {
+        OutputKind::EnvFile { path, .. } => path.parent().map(PathBuf::from),
+        OutputKind::Files { directory, .. } => Some(directory.clone()),
+        OutputKind::KubernetesSecret(_) => None,
+    });
+    directories.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The port and the admin socket, where they are wanted.
+async fn doors(
+    http: Option<SocketAddr>,
+    admin: Option<PathBuf>,
+) -> anyhow::Result<(Option<TcpListener>, Option<(UnixListener, PathBuf)>)> {
+    let port = match http {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(|error| http::ListenError::Port { address: address.to_string(), error })?)
+        }
+        None => None,
+    };
+    Ok((port, admin.map(open_admin).transpose()?.flatten()))
 }
 
 /// What the workers of all Secrets share.
@@ -412,11 +443,15 @@ async fn cluster_of(
     aws: &config::Aws,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Option<Cluster>> {
-    if !outputs.iter().any(|output| matches!(output.kind, OutputKind::KubernetesSecret(_))) {
+    if !outputs.iter().any(|output| output.kind.is_in_kubernetes()) {
         return Ok(None);
     }
     let cluster = Cluster::connect(access, &aws.network, Arc::clone(metrics)).await;
-    Ok(Some(cluster.context("Kubernetes cannot be used (keytide.outputs, kubernetes_secret)")?))
+    let cluster = cluster.context("Kubernetes cannot be used (keytide.outputs, kubernetes_secret)")?;
+    for notice in cluster.overrides() {
+        tracing::warn!("{notice}");
+    }
+    Ok(Some(cluster))
 }
 
 /// Who holds a Lease: nobody else has this name, not even this pod's container of before.
@@ -426,10 +461,7 @@ fn identity_of(instance: &str, random: &fastrand::Rng) -> String {
 }
 
 /// Both ways, once: done when both are.
-async fn both_once(
-    down: impl Future<Output = Result<pull::Ended, pull::StartError>>,
-    up: Option<impl Future<Output = Result<push::Ended, push::PushError>>>,
-) -> anyhow::Result<Ending> {
+async fn both_once(down: impl Future<Output = Down>, up: Option<impl Future<Output = Up>>) -> anyhow::Result<Ending> {
     let up = async {
         match up {
             Some(up) => up.await,

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -25,14 +25,23 @@ pub struct Health {
 #[derive(Debug)]
 struct Inner {
     complete: bool,
-    /// False: everything is decided by Leases, and others hold them.
-    needed: bool,
-    proved: bool,
+    part: Part,
     started: bool,
     unwritten: Vec<String>,
     fresh_at: Option<Instant>,
     due: BTreeMap<String, Instant>,
     status: Status,
+}
+
+/// Whether this process reads AWS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Reads,
+    /// Everything is decided by Leases, and others hold them.
+    StandsBy {
+        /// True once the identity was proved without a read.
+        proved: bool,
+    },
 }
 
 /// Whether something holds, and if not, why: the counts that anybody on the pod's network may know.
@@ -229,6 +238,21 @@ pub struct ConfigStatus {
     pub refused: Option<String>,
 }
 
+// === impl Status ===
+
+impl Status {
+    /// That of a process that starts now.
+    #[must_use]
+    pub fn at_start(now: SystemTime) -> Self {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: i64::try_from(since.as_secs()).ok().and_then(timestamp).unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+}
+
 // === impl Health ===
 
 impl Health {
@@ -237,8 +261,7 @@ impl Health {
     pub fn new(status: Status, max_stale: Option<Duration>, unwritten: Vec<String>) -> Self {
         let inner = Inner {
             complete: false,
-            needed: true,
-            proved: false,
+            part: Part::Reads,
             started: false,
             unwritten,
             fresh_at: None,
@@ -261,16 +284,21 @@ impl Health {
     /// Whether this process reads AWS: somebody else may hold every Lease.
     pub fn needed(&self, needed: bool) {
         let mut inner = self.inner();
-        if needed && !std::mem::replace(&mut inner.needed, needed) {
-            // What somebody else read until now is not old.
-            inner.fresh_at = Some(Instant::now());
+        match (needed, inner.part) {
+            (true, Part::StandsBy { .. }) => {
+                inner.part = Part::Reads;
+                // What somebody else read until now is not old.
+                inner.fresh_at = Some(Instant::now());
+            }
+            // Who has read has proved it.
+            (false, Part::Reads) => inner.part = Part::StandsBy { proved: inner.complete },
+            _ => {}
         }
-        inner.needed = needed;
     }
 
     /// The identity was proved, without a read.
     pub fn proved(&self) {
-        self.inner().proved = true;
+        self.inner().part = Part::StandsBy { proved: true };
     }
 
     /// The outputs that are not yet written, nor looked at by a standby.
@@ -332,10 +360,10 @@ impl Health {
         if inner.started {
             return Verdict::Yes;
         }
-        if !inner.needed && !inner.proved {
+        if inner.part == (Part::StandsBy { proved: false }) {
             return Verdict::No("the identity is not proved; `keytide status` says why".to_owned());
         }
-        if inner.needed && !inner.complete {
+        if inner.part == Part::Reads && !inner.complete {
             return Verdict::No("the first refresh is not complete; `keytide status` says what is missing".to_owned());
         }
         if !inner.unwritten.is_empty() {
@@ -349,12 +377,12 @@ impl Health {
     #[must_use]
     pub fn ready(&self) -> Verdict {
         let startup = self.startup();
-        let (needed, fresh_at) = {
+        let (reads, fresh_at) = {
             let inner = self.inner();
-            (inner.needed, inner.fresh_at)
+            (inner.part == Part::Reads, inner.fresh_at)
         };
         let age = fresh_at.unwrap_or(self.started).elapsed();
-        match self.max_stale.filter(|_| needed) {
+        match self.max_stale.filter(|_| reads) {
             Some(max) if startup == Verdict::Yes && age > max => Verdict::No(format!(
                 "the last complete refresh is {} s old, refresh.max_stale is {} s",
                 age.as_secs(),

@@ -122,6 +122,8 @@ struct Writer {
     remarked: BTreeSet<String>,
     synced: bool,
     stale: bool,
+    /// True while AWS is read for this Secret.
+    demands: bool,
     work: Work,
 }
 
@@ -145,8 +147,6 @@ struct Work {
     ask: bool,
     /// The answer to the read that was asked for.
     reading: Option<oneshot::Receiver<Report>>,
-    /// True once AWS is read for this Secret.
-    demands: bool,
     /// When what was taken in last was sent.
     sent: Option<Instant>,
 }
@@ -200,6 +200,7 @@ impl Publish {
             remarked: BTreeSet::new(),
             synced: false,
             stale: false,
+            demands: false,
             work: Work::default(),
         };
         let writer = async {
@@ -311,7 +312,7 @@ impl Keeper {
                 Err(trouble) if trouble.kind == TroubleKind::Outrun => self.lease.outrun(now),
                 // Somebody removed it; but where nothing can be made, there is more amiss.
                 Err(trouble) if trouble.kind == TroubleKind::Absent && step != LeaseStep::Create => {
-                    self.lease.outrun(now)
+                    self.lease.outrun(now);
                 }
                 Err(trouble) => {
                     self.lease.failed(now, trouble.retry_after);
@@ -370,16 +371,16 @@ impl Writer {
         self.publications.mark_changed();
         self.face.report("waiting", Some("looks what the Secret holds".to_owned()), self.facts(0));
         let (sender, observed) = watch::channel(None);
-        let observer = observe(self.secret.clone(), sender, self.random.fork());
+        let watching = observe(self.secret.clone(), sender, self.random.fork());
         tokio::select! {
             biased;
             () = self.work(observed, held, stop) => {}
-            () = observer => {}
+            () = watching => {}
         }
         // Whoever writes now tells of changes.
         self.contents.send_if_modified(|contents| contents.set_mark(&self.face.output, None));
         self.face.health.idle(&self.face.worker("publish"));
-        if self.work.demands {
+        if std::mem::take(&mut self.demands) {
             self.demand.send_modify(|demand| *demand = demand.saturating_sub(1));
         }
     }
@@ -437,7 +438,7 @@ impl Writer {
         if !work.lasting {
             work.retry = work.retry.map(|retry| retry.min(Instant::now() + SHORTEST));
         }
-        if !std::mem::replace(&mut work.demands, true) {
+        if !std::mem::replace(&mut self.demands, true) {
             // Only now: what AWS says after this is newer than what the Secret holds.
             self.demand.send_modify(|demand| *demand += 1);
         }
@@ -471,7 +472,7 @@ impl Writer {
         self.work.sent = Some(sent);
         match (&stale, self.stale) {
             (Some(keys), _) => {
-                self.tell(EventReason::Stale, &format!("values are not fresh, and stay as they are: {keys}"))
+                self.tell(EventReason::Stale, &format!("values are not fresh, and stay as they are: {keys}"));
             }
             (None, true) => self.tell(EventReason::Recovered, "all values are fresh again"),
             (None, false) => {}

@@ -213,35 +213,7 @@ impl Pull {
         signal: Arc<Notify>,
         hints: Arc<Notify>,
     ) -> Result<Ended, StartError> {
-        let now = Instant::now();
-        let reads = self.source.is_some();
-        let demand = *self.demand.borrow_and_update();
-        let needed = demand > 0;
-        self.health.needed(needed);
-        let mut progress = Progress {
-            complete: false,
-            needed,
-            demand,
-            proved: false,
-            deadline: Some(now + self.time_limit()),
-            next: reads.then_some(now),
-            retry: None,
-            failing: BTreeSet::new(),
-            attempt: 0,
-            refreshes: 0,
-            look: None,
-            looks: 0,
-            asked: Vec::new(),
-            asked_for: None,
-            last_asked: None,
-            told: BTreeMap::new(),
-            remarked: BTreeSet::new(),
-            output_problems: BTreeMap::new(),
-            output_writes: BTreeMap::new(),
-            kept: Kept::new(),
-            answered: BTreeMap::new(),
-            begun: now,
-        };
+        let mut progress = self.begin();
         // What was kept over a restart is written before AWS is asked: an outage then costs nobody a file.
         self.settle(&mut progress);
         loop {
@@ -299,11 +271,7 @@ impl Pull {
                 }
             }
             if !progress.needed {
-                self.prove(&mut progress, &stop).await?;
-                for wanted in asked {
-                    let problem = "this keytide is a standby: another one holds the Lease, and reads".to_owned();
-                    drop(wanted.reply.send(Report { problems: vec![problem], ..Report::default() }));
-                }
+                self.prove(&mut progress, asked, &stop).await?;
                 continue;
             }
             let now = Instant::now();
@@ -314,10 +282,11 @@ impl Pull {
             let limit = self.refresh.call_timeout.saturating_mul(u32::try_from(requests.len()).unwrap_or(u32::MAX));
             let identity = self.source.as_ref().map_or(1, |reader| reader.auth.most_calls());
             self.health.due("pull", began + limit + self.refresh.call_timeout.saturating_mul(identity));
+            let late = progress.deadline.filter(|_| !self.has_started(&progress));
             let snapshot = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),
-                () = until(progress.deadline) => return Err(self.too_late(&progress)),
+                () = until(late) => return Err(self.too_late(&progress)),
                 snapshot = read(self.source.as_mut(), &requests) => snapshot,
             };
             let refused = |problem: &&Problem| problem.reason == Reason::UnexpectedIdentity;
@@ -333,6 +302,37 @@ impl Pull {
                 // Whoever asked may have gone.
                 drop(wanted.reply.send(report.clone()));
             }
+        }
+    }
+
+    fn begin(&mut self) -> Progress {
+        let now = Instant::now();
+        let demand = *self.demand.borrow_and_update();
+        let needed = demand > 0;
+        self.health.needed(needed);
+        Progress {
+            complete: false,
+            needed,
+            demand,
+            proved: false,
+            deadline: Some(now + self.time_limit()),
+            next: self.source.is_some().then_some(now),
+            retry: None,
+            failing: BTreeSet::new(),
+            attempt: 0,
+            refreshes: 0,
+            look: None,
+            looks: 0,
+            asked: Vec::new(),
+            asked_for: None,
+            last_asked: None,
+            told: BTreeMap::new(),
+            remarked: BTreeSet::new(),
+            output_problems: BTreeMap::new(),
+            output_writes: BTreeMap::new(),
+            kept: Kept::new(),
+            answered: BTreeMap::new(),
+            begun: now,
         }
     }
 
@@ -364,7 +364,16 @@ impl Pull {
     }
 
     /// Who reads nothing proves that it could.
-    async fn prove(&mut self, progress: &mut Progress, stop: &CancellationToken) -> Result<(), StartError> {
+    async fn prove(
+        &mut self,
+        progress: &mut Progress,
+        asked: Vec<Wanted>,
+        stop: &CancellationToken,
+    ) -> Result<(), StartError> {
+        for wanted in asked {
+            let problem = "this keytide is a standby: another one holds the Lease, and reads".to_owned();
+            drop(wanted.reply.send(Report { problems: vec![problem], ..Report::default() }));
+        }
         (progress.next, progress.retry) = (None, None);
         let Some(reader) = &self.source else { return Ok(()) };
         let limit = self.refresh.call_timeout.saturating_mul(reader.auth.most_calls().saturating_add(1));

@@ -141,6 +141,9 @@ impl Reloads {
     ///
     /// # Errors
     /// If the directory of a generation file cannot be used.
+    ///
+    /// # Panics
+    /// If there is a rollout and no cluster, which no configuration has.
     pub fn open(
         actions: Vec<config::Reload>,
         cluster: Option<&Cluster>,
@@ -244,10 +247,14 @@ impl Action {
         }
     }
 
-    fn settle(&mut self, done: Result<String, ActionError>, elapsed: Duration, around: &Surroundings) {
+    fn settle(&mut self, done: Result<Option<String>, ActionError>, elapsed: Duration, around: &Surroundings) {
         let name = &self.name;
         match done {
-            Ok(what) => {
+            Ok(None) => {
+                self.timing.spared();
+                self.failure = None;
+            }
+            Ok(Some(what)) => {
                 self.timing.succeeded(elapsed);
                 self.failure = None;
                 let since = (around.now)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -304,14 +311,14 @@ impl Kind {
         }
     }
 
-    /// Tells the consumer of the changes so far, and says in a few words what was done.
-    async fn perform(&mut self, changes: u64, contents: &Contents) -> Result<String, ActionError> {
-        Ok(match self {
+    /// Tells the consumer of the changes so far, and says in a few words what was done; none: there was nothing to do.
+    async fn perform(&mut self, changes: u64, contents: &Contents) -> Result<Option<String>, ActionError> {
+        Ok(Some(match self {
             Self::Signal(signal) => signal.send()?,
             Self::Http(http) => http.call().await?,
             Self::Generation(generation) => generation.write(changes)?,
-            Self::Rollout(rollout) => rollout.restart(contents).await.map_err(ActionError::Rollout)?,
-        })
+            Self::Rollout(rollout) => return rollout.restart(contents).await.map_err(ActionError::Rollout),
+        }))
     }
 }
 

@@ -136,8 +136,8 @@ impl Report {
         let Config { aws, keys, wholesale, refresh, outputs, reload, notices, .. } = config;
         let mapping = Mapping::new(keys.clone(), wholesale.clone());
         // Of those who share a Secret one reads, whom the Lease decides on.
-        let shared = |output: &config::Output| matches!(output.kind, OutputKind::KubernetesSecret(_));
-        let readers = if !outputs.is_empty() && outputs.iter().all(shared) { 1 } else { replicas };
+        let shared = !outputs.is_empty() && outputs.iter().all(|output| output.kind.is_in_kubernetes());
+        let readers = if shared { 1 } else { replicas };
         let outputs = outputs.iter().map(|output| {
             let (kind, path) = match &output.kind {
                 OutputKind::EnvFile { path, .. } => ("env_file", path.display().to_string()),

@@ -549,12 +549,12 @@ impl RolloutBlock {
             Some((kind, name.value))
         });
         let interval = min_interval.is_some();
-        let mut pace = check_pace(place, debounce, splay, min_interval, timeout, reader);
+        let mut when = check_pace(place, debounce, splay, min_interval, timeout, reader);
         if !interval {
-            pace.min_interval = ROLLOUT_INTERVAL;
+            when.min_interval = ROLLOUT_INTERVAL;
         }
         let secrets = BTreeMap::new();
-        let kind = workload.map(|(workload, name)| ReloadKind::Rollout { workload, name, secrets, pace });
+        let kind = workload.map(|(workload, name)| ReloadKind::Rollout { workload, name, secrets, pace: when });
         (name, outputs, kind)
     }
 }

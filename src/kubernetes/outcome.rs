@@ -191,7 +191,7 @@ pub(super) fn trouble(error: &Error, verb: Verb, subject: &Subject, namespace: &
 pub(super) fn of_status(status: &Status, verb: Verb, subject: &Subject, namespace: &str) -> Trouble {
     let details = status.details.as_ref();
     let causes = || details.into_iter().flat_map(|details| &details.causes);
-    let caused = |reason: &str| causes().any(|cause| cause.reason == reason);
+    let has_cause = |reason: &str| causes().any(|cause| cause.reason == reason);
     let owners: Vec<(String, Field)> = causes()
         .filter(|cause| cause.reason == "FieldManagerConflict")
         .map(|cause| (manager_of(&cause.message), field_of(&cause.field)))
@@ -199,7 +199,7 @@ pub(super) fn of_status(status: &Status, verb: Verb, subject: &Subject, namespac
     let by_admission = admission(&status.message);
     let kind = match (status.code, status.reason.as_str()) {
         (401, _) => TroubleKind::Identity,
-        (403, _) if caused("NamespaceTerminating") => TroubleKind::Terminating,
+        (403, _) if has_cause("NamespaceTerminating") => TroubleKind::Terminating,
         (403 | 422 | 400, _) if by_admission.is_some() => TroubleKind::Refused,
         (403, _) if status.message.contains("exceeded quota") => TroubleKind::Refused,
         (403, _) => TroubleKind::Denied,

@@ -495,9 +495,8 @@ impl Ledger {
     fn read_values(&self, mapping: &Mapping, selection: &Selection) -> Vec<(KeyName, Result<SecretValue, Missing>)> {
         let one = |key: &KeyName| match self.good.get(key) {
             Some(good) if good.read => Ok(good.value.share()),
-            Some(_) => Err(Missing::Unread),
             None if self.problems.get(key).is_some_and(|problem| problem.reason.is_definite()) => Err(Missing::Absent),
-            None => Err(Missing::Unread),
+            Some(_) | None => Err(Missing::Unread),
         };
         let names = self.selected(mapping, selection);
         let values = names.into_iter().map(|key| {

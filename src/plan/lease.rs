@@ -237,6 +237,10 @@ mod tests {
         Dropped,
     }
 
+    /// A call: when its answer comes, what it says (a record; or true: outrun, false: there is none), when it was asked, and
+    /// whether it writes.
+    type Call = (u64, Option<Result<Record, bool>>, u64, bool);
+
     fn luck() -> impl Strategy<Value = Luck> {
         prop_oneof![
             5 => Just(Luck::Fine),
@@ -257,7 +261,7 @@ mod tests {
             let mut version = 0_u32;
             let mut processes: Vec<Lease> = ["a", "b", "c"].map(|name| Lease::new(name.to_owned())).into();
             // Each waits for one answer at a time: when it comes, what it says, when it was asked.
-            let mut busy: Vec<Option<(u64, Option<Result<Record, bool>>, u64, bool)>> = vec![None; 3];
+            let mut busy: Vec<Option<Call>> = vec![None; 3];
             let mut lucks = lucks.into_iter().cycle();
             let ms = Duration::from_millis;
             for now in (0_u64..300_000).step_by(50) {

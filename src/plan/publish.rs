@@ -135,7 +135,8 @@ pub struct Publisher {
     since: Option<Duration>,
     /// How many reads in a row, begun after the present versions were seen, said the same.
     agreed: usize,
-    live: Option<Option<Arc<Live>>>,
+    /// What the API server has, once `since` says that it was looked at; none: no such Secret.
+    live: Option<Arc<Live>>,
     /// Since when the Secret has the versions that it has.
     seen: Duration,
     /// What it held when it last was as it shall be.
@@ -194,12 +195,12 @@ impl Publisher {
     /// What the API server has; none: there is no such Secret.
     pub fn observed(&mut self, live: Option<Arc<Live>>, now: Duration) {
         let origin = |live: &Option<Arc<Live>>| live.as_ref().and_then(|live| live.origin.clone());
-        if self.live.as_ref().is_none_or(|before| origin(before) != origin(&live)) {
+        if self.since.is_none() || origin(&self.live) != origin(&live) {
             self.seen = now;
             self.agreed = 0;
         }
         self.since.get_or_insert(now);
-        self.live = Some(live);
+        self.live = live;
     }
 
     /// What the API server made of a write.
@@ -215,7 +216,7 @@ impl Publisher {
         }
         self.content = manifest.annotations.get(CONTENT).cloned();
         self.held = Some(manifest);
-        self.live = Some(Some(Arc::new(live)));
+        self.live = Some(Arc::new(live));
     }
 
     /// True if all these fields were keytide's before somebody took them: taking them back is a repair.
@@ -227,7 +228,7 @@ impl Publisher {
 
     /// Decides.
     pub fn step(&mut self, now: Duration) -> Step {
-        let (Some((wish, began)), Some(live)) = (&self.wish, &self.live) else { return Step::Idle };
+        let (Some((wish, began)), live) = (&self.wish, &self.live) else { return Step::Idle };
         if wish.waiting || self.since.is_none_or(|since| *began <= since) {
             return Step::Idle;
         }

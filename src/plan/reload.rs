@@ -119,6 +119,11 @@ impl Timing {
         self.ended_at = Some(now);
     }
 
+    /// There was nothing to be told after all: nobody was disturbed.
+    pub fn spared(&mut self) {
+        self.pending = None;
+    }
+
     /// An attempt failed.
     pub fn failed(&mut self, now: Duration, again: Again) {
         self.ended_at = Some(now);

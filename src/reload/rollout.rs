@@ -48,8 +48,8 @@ impl Rollout {
         writes
     }
 
-    /// Looks what the workload has, and restarts it where that is not what the Secrets hold.
-    pub(super) async fn restart(&self, contents: &Contents) -> Result<String, Trouble> {
+    /// Looks what the workload has, and restarts it where that is not what the Secrets hold; says so, or none.
+    pub(super) async fn restart(&self, contents: &Contents) -> Result<Option<String>, Trouble> {
         let has = self.workload.annotations(self.limit).await?;
         let mut shall = BTreeMap::new();
         let mut secrets = BTreeSet::new();
@@ -66,10 +66,10 @@ impl Rollout {
             }
         }
         if shall.is_empty() {
-            return Ok(format!("{} has what it shall have", self.workload));
+            return Ok(None);
         }
         self.workload.annotate(&shall, self.limit).await?;
-        Ok(format!("{} restarts for {}", self.workload, secrets.into_iter().collect::<Vec<_>>().join(", ")))
+        Ok(Some(format!("{} restarts for {}", self.workload, secrets.into_iter().collect::<Vec<_>>().join(", "))))
     }
 }
 

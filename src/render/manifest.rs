@@ -125,8 +125,9 @@ mod tests {
 
     #[test]
     fn each_type_has_its_keys() {
-        for (kind, data, fine) in [
-            ("Opaque", &[] as &[(&str, &str)], true),
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+        let cases: [Case<'_>; 13] = [
+            ("Opaque", &[], true),
             ("example.com/own", &[("A", "1")], true),
             ("kubernetes.io/tls", &[("tls.crt", "c"), ("tls.key", "k")], true),
             ("kubernetes.io/tls", &[("tls.crt", "c")], false),
@@ -139,7 +140,8 @@ mod tests {
             ("kubernetes.io/basic-auth", &[("A", "p")], false),
             ("kubernetes.io/ssh-auth", &[("ssh-privatekey", "k")], true),
             ("kubernetes.io/ssh-auth", &[("A", "k")], false),
-        ] {
+        ];
+        for (kind, data, fine) in cases {
             assert_eq!(check(&manifest(kind, data)).is_ok(), fine, "{kind} {data:?}");
         }
     }
