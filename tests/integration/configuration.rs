@@ -230,7 +230,42 @@ fn names_that_change_how_programs_run_and_double_names_are_told() {
 }
 
 #[test]
-fn what_belongs_to_later_versions_is_said_to() {
-    let err = refused("keytide:\n  aws: {region: us-east-1}\n  outputs: [{kubernetes_secret: {name: a}}]\n");
-    assert!(err.contains("this version"), "{err}");
+fn what_a_kubernetes_secret_cannot_be_is_told_with_its_place() {
+    let of = |outputs: &str| {
+        let keys = "aws: {region: us-east-1}\n  keys: [{name: A, secret: a}, {name: .B, secret: b}]";
+        refused(format!("keytide:\n  {keys}\n  outputs:\n{outputs}"))
+    };
+    for (outputs, words) in [
+        ("    - kubernetes_secret: {keys: [A]}\n", "name is required"),
+        ("    - kubernetes_secret: {name: App, keys: [A]}\n", "Kubernetes object"),
+        ("    - kubernetes_secret: {name: app}\n", "cannot write the key .B"),
+        (
+            "    - kubernetes_secret: {name: app, keys: [A], type: kubernetes.io/service-account-token}\n",
+            "expected a type",
+        ),
+        ("    - kubernetes_secret: {name: app, keys: [A], labels: {a/b/c: d}}\n", "expected a key such as"),
+        ("    - kubernetes_secret: {name: app, keys: [A], labels: {a: \"-\"}}\n", "at most 63"),
+        ("    - kubernetes_secret: {name: app, keys: [A], annotations: {keytide.dev/content: x}}\n", "keytide's own"),
+        (
+            "    - kubernetes_secret: {name: app, keys: [A]}\n    - kubernetes_secret: {name: app, keys: [A], lease: b}\n",
+            "Secret app",
+        ),
+        (
+            "    - kubernetes_secret: {name: a, keys: [A]}\n    - kubernetes_secret: {name: b, keys: [A], lease: keytide-a}\n",
+            "Lease keytide-a",
+        ),
+    ] {
+        let err = of(outputs);
+        assert!(err.contains(words) && err.contains("keytide.yaml:"), "{outputs}: {err}");
+    }
+    let rollout = |rest: &str| {
+        let keys = "aws: {region: us-east-1}\n  keys: [{name: A, secret: a}]";
+        refused(format!("keytide:\n  {keys}\n{rest}"))
+    };
+    let both = rollout(
+        "  reload: [{rollout: {deployment: a, daemonset: b}}]\n  outputs: [{kubernetes_secret: {name: app}}]\n",
+    );
+    assert!(both.contains("exactly one of deployment"), "{both}");
+    let sidecar = rollout("  reload: [{rollout: {deployment: a}}]\n");
+    assert!(sidecar.contains("for a hub"), "{sidecar}");
 }
