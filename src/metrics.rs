@@ -207,7 +207,7 @@ impl Metrics {
             output_up: gauges(
                 r,
                 "keytide_output_up",
-                "1 if the output holds what it shall hold, 0 if the last write failed or none happened yet.",
+                "1 if the output holds what it shall hold, or another process holds its Lease; 0 if the last write failed or none happened yet.",
                 &["output"],
             ),
             state_errors: counter(

@@ -269,6 +269,7 @@ impl Keeper {
         let worker = self.face.worker("lease");
         let mut held = false;
         let mut said: Option<String> = None;
+        let mut follows: Option<String> = None;
         while !done.is_cancelled() {
             let now = self.start.elapsed();
             let until = self.lease.held_until(now);
@@ -280,8 +281,10 @@ impl Keeper {
                 let until = until.map(|until| self.start + until);
                 std::mem::replace(tenure, until) != until
             });
-            if !held {
-                self.stand_by(said.as_deref());
+            if held {
+                follows = None;
+            } else {
+                self.stand_by(said.as_deref(), &mut follows);
             }
             let step = self.lease.step(now);
             let asked = self.start.elapsed();
@@ -346,13 +349,20 @@ impl Keeper {
     }
 
     /// Somebody else writes, or nobody knows who does.
-    fn stand_by(&self, trouble: Option<&str>) {
+    fn stand_by(&self, trouble: Option<&str>, follows: &mut Option<String>) {
         let holder = self.lease.holder().filter(|holder| *holder != self.lease.identity());
-        let name = self.object.name();
+        let (name, output) = (self.object.name(), &self.face.output);
+        if let Some(holder) = holder
+            && follows.as_deref() != Some(holder)
+        {
+            tracing::info!(output.name = %output, "the Lease {name} is held by {holder}: this keytide stands by for output {output}");
+            *follows = Some(holder.to_owned());
+        }
         let (state, message) = match (holder, trouble) {
             (_, Some(trouble)) => ("failing", trouble.to_owned()),
             (Some(holder), None) => {
-                self.face.health.written(self.face.output.as_str());
+                self.face.health.written(output.as_str());
+                self.face.metrics.output_up(output, true);
                 ("standby", format!("the Lease {name} is held by {holder}"))
             }
             (None, None) => ("waiting", format!("the Lease {name} is not held yet")),

@@ -553,6 +553,10 @@ impl Pull {
             });
         }
         counts.stale = stale.into_iter().collect();
+        if !progress.needed {
+            // A standby misses nothing.
+            counts = KeyCounts::default();
+        }
         self.metrics.set_keys(&counts);
         // A secret that exports all its members has perhaps no key yet that could show what is wrong with it.
         let secrets = self.mapping.wholesale().filter_map(|wholesale| {

@@ -93,9 +93,10 @@ impl SecretObject {
         let list = ListParams::default().fields(&selector);
         let listed = self.cluster.call(Verb::List, &subject, CALL, api.list(&list)).await?;
         let version = listed.metadata.resource_version.unwrap_or_default();
-        tell(listed.items.into_iter().next().map(live));
         let params = WatchParams::default().fields(&selector).timeout(WATCH_SECONDS);
         let stream = self.cluster.call(Verb::Watch, &subject, CALL, api.watch(&params, &version)).await?;
+        // Only now: who is not told of changes does not see what there is.
+        tell(listed.items.into_iter().next().map(live));
         pin_mut!(stream);
         loop {
             match timeout(SILENCE, stream.next()).await {

@@ -163,7 +163,7 @@ impl Lease {
         let held = self.held_until(now).is_some();
         let own = if held { AGAIN } else { AGAIN.saturating_mul(2_u32.saturating_pow(self.failures)).min(LONGEST) };
         self.failures = self.failures.saturating_add(1).min(8);
-        self.next = now + pause.unwrap_or(own).max(AGAIN);
+        self.next = now + pause.unwrap_or(own).clamp(AGAIN, DURATION);
     }
 }
 

@@ -219,11 +219,21 @@ impl Publisher {
         self.live = Some(Arc::new(live));
     }
 
-    /// True if all these fields were keytide's before somebody took them: taking them back is a repair.
+    /// True if all these fields were keytide's before somebody took them: taking them back is a repair. That is known of
+    /// what this process wrote, and of a Secret whose content annotation was made of the same names.
     #[must_use]
     pub fn had(&self, fields: &[Field]) -> bool {
         let held = self.held.as_ref().map(Manifest::fields).unwrap_or_default();
-        fields.iter().all(|field| held.contains(field))
+        let names = self.wish.as_ref().map(|(wish, _)| &wish.values);
+        let marked = names.zip(self.live.as_ref()).is_some_and(|(names, live)| {
+            let mark = live.annotations.get(VERSIONS).map(|versions| mark(versions, names.keys()));
+            mark.is_some() && mark.as_ref() == live.annotations.get(CONTENT)
+        });
+        let written = |field: &Field| match field {
+            Field::Data(name) => marked && names.is_some_and(|names| names.contains_key(name)),
+            Field::Label(_) | Field::Annotation(_) | Field::Other(_) => false,
+        };
+        fields.iter().all(|field| held.contains(field) || written(field))
     }
 
     /// Decides.
@@ -546,6 +556,40 @@ mod tests {
             let live = applied(&write.manifest, second);
             publisher.written(write.manifest, live, write.cause, at(second));
         }
+    }
+
+    #[test]
+    fn a_repair_that_failed_was_none() {
+        let (mut publisher, _) = publisher(wish(&[("A", "1")], "v1", 1));
+        for second in 2..5 {
+            publisher.observed(None, at(second));
+            let write = written(publisher.step(at(second)));
+            let live = applied(&write.manifest, second);
+            publisher.written(write.manifest, live, write.cause, at(second));
+        }
+        publisher.observed(None, at(5));
+        assert!(matches!(publisher.step(at(61)), Step::Contested(next) if next == at(62)));
+        // The first attempt is refused, perhaps, and the next one takes the fields back.
+        assert_eq!(written(publisher.step(at(62))).cause, Cause::Repair);
+        assert_eq!(written(publisher.step(at(62))).cause, Cause::Repair);
+    }
+
+    #[test]
+    fn a_read_that_is_told_again_does_not_agree_with_itself() {
+        let mut other = Publisher::new(settings());
+        other.observed(None, at(0));
+        other.wished(wish(&[("A", "2")], "v2", 2), at(1));
+        let newer = applied(&written(other.step(at(1))).manifest, 5);
+        let mut publisher = Publisher::new(settings());
+        publisher.observed(Some(Arc::new(newer)), at(20));
+        publisher.wished(wish(&[("A", "1")], "v1", 1), at(19));
+        assert!(matches!(publisher.step(at(20)), Step::Idle));
+        for _ in 0..3 {
+            publisher.wished(wish(&[("A", "1")], "v1", 1), at(21));
+            assert!(matches!(publisher.step(at(21)), Step::ReadAgain));
+        }
+        publisher.wished(wish(&[("A", "1")], "v1", 1), at(22));
+        assert_eq!(written(publisher.step(at(22))).cause, Cause::Change);
     }
 
     #[test]

@@ -133,6 +133,11 @@ impl Api {
 
     /// Any request, with a body of a content type; an error where no answer came.
     pub(crate) fn ask(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Reply, String> {
+        self.ask_text(method, path, body.map(|(kind, body)| (kind, body.to_string())))
+    }
+
+    /// The same with a body that is not JSON, perhaps.
+    pub(crate) fn ask_text(&self, method: &str, path: &str, body: Option<(&str, String)>) -> Result<Reply, String> {
         let request = self.request(method, path, body);
         self.runtime.block_on(async {
             let answer = async {
@@ -213,11 +218,11 @@ impl Api {
         Watch { events, task: task.abort_handle() }
     }
 
-    fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Request<Full<Bytes>> {
+    fn request(&self, method: &str, path: &str, body: Option<(&str, String)>) -> Request<Full<Bytes>> {
         let request = Request::builder().method(method).uri(path);
         let request = request.header(AUTHORIZATION, format!("Bearer {}", self.token));
         match body {
-            Some((kind, body)) => request.header(CONTENT_TYPE, kind).body(Full::from(body.to_string())),
+            Some((kind, body)) => request.header(CONTENT_TYPE, kind).body(Full::from(body)),
             None => request.body(Full::default()),
         }
         .unwrap()

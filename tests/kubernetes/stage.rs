@@ -1,20 +1,28 @@
 //! keytide in a cluster: an AWS, a namespace, the gate between keytide and the API server, and the real binary, more
 //! than once if it shall have replicas.
 
-use std::path::PathBuf;
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     api::Api,
     control_plane::ControlPlane,
-    gate::Gate,
+    gate::{Gate, Recorded},
     namespace::Namespace,
-    support::{Daemon, Stage},
+    support::{Daemon, Stage, patiently, stderr},
 };
 
 /// The pod of [`KubeStage::config`] and [`KubeStage::run`].
 pub(crate) const POD: &str = "keytide-0";
+/// The Secret of [`hub`].
+pub(crate) const SECRET: &str = "app-keys";
+/// The Lease of that Secret.
+pub(crate) const LEASE: &str = "keytide-app-keys";
 
 /// Everything that a test of keytide in Kubernetes needs.
 pub(crate) struct KubeStage {
@@ -31,6 +39,21 @@ pub(crate) struct KubeStage {
 pub(crate) struct Pod<'a> {
     stage: &'a KubeStage,
     name: String,
+    environment: RefCell<Vec<(String, String)>>,
+}
+
+/// keytide's block of a hub: one output, the Secret [`SECRET`] with these settings, such as `, adopt: true`. The time of
+/// each refresh but the first is left to the test.
+pub(crate) fn hub(settings: &str, rest: &str) -> String {
+    format!(
+        "aws: {{region: us-east-1}}\nrefresh: {{interval: 700h, jitter: 0}}\noutputs:\n  - kubernetes_secret: \
+         {{name: {SECRET}{settings}}}\n{rest}"
+    )
+}
+
+/// The same of a sidecar, which also writes `env/keys.json`.
+pub(crate) fn sidecar(settings: &str, rest: &str) -> String {
+    hub(settings, &format!("  - env_file: {{path: \"{{dir}}/env/keys.json\", format: json}}\n{rest}"))
 }
 
 // === impl KubeStage ===
@@ -41,6 +64,31 @@ impl KubeStage {
         let kubeconfig = namespace.kubeconfig(&gate.url());
         stage.env("KUBECONFIG", &kubeconfig.display().to_string()).env("POD_NAME", POD);
         Self { stage, namespace, gate, api: cluster.api().clone() }
+    }
+
+    /// In the shared cluster, with this configuration and the Role that keytide prints for it.
+    pub(crate) fn with(block: &str) -> Self {
+        let stage = Self::new(ControlPlane::shared());
+        stage.grant(&stage.config(block));
+        stage
+    }
+
+    /// Gives the service account what `keytide policy --kubernetes` prints, and nothing else.
+    pub(crate) fn grant(&self, config: &Path) {
+        self.namespace.role(&self.role(config));
+    }
+
+    /// The Role that keytide prints for a configuration.
+    pub(crate) fn role(&self, config: &Path) -> Value {
+        let output = self.policy(config, &["--output", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no role: {}", stderr(&output)))
+    }
+
+    /// `keytide policy --kubernetes`, with these arguments.
+    pub(crate) fn policy(&self, config: &Path, arguments: &[&str]) -> Output {
+        let config = config.display().to_string();
+        let arguments = [&["policy", "--kubernetes", "--config", &config], arguments].concat();
+        self.stage.keytide(&arguments)
     }
 
     /// Writes `keytide.yaml`, as [`Stage::config`] does.
@@ -54,8 +102,82 @@ impl KubeStage {
 
     pub(crate) fn pod(&self, name: &str) -> Pod<'_> {
         self.stage.make_directory(name, 0o755);
-        Pod { stage: self, name: name.to_owned() }
+        Pod { stage: self, name: name.to_owned(), environment: RefCell::default() }
     }
+
+    /// Waits until [`SECRET`] holds exactly this; the daemon's log says why it does not.
+    #[track_caller]
+    pub(crate) fn until_values(&self, daemon: &Daemon, values: &Value) {
+        let so = patiently(|| self.values() == *values);
+        assert!(so, "waited for {values}, the Secret holds {}; the log:\n{}", self.values(), daemon.log());
+    }
+
+    pub(crate) fn values(&self) -> Value {
+        self.namespace.values(SECRET)
+    }
+
+    /// [`SECRET`] itself.
+    #[track_caller]
+    pub(crate) fn secret(&self) -> Value {
+        self.namespace.secret(SECRET).expect("a Secret of this name")
+    }
+
+    pub(crate) fn path(&self) -> String {
+        self.namespace.path(&format!("secrets/{SECRET}"))
+    }
+
+    pub(crate) fn version(&self) -> String {
+        self.namespace.resource_version(SECRET)
+    }
+
+    /// The requests that would change [`SECRET`], in the order in which they came through the gate.
+    pub(crate) fn writes(&self) -> Vec<Recorded> {
+        let path = self.path();
+        self.gate.requests().into_iter().filter(|request| request.method == "PATCH" && request.path == path).collect()
+    }
+
+    /// The pod that holds [`LEASE`]; empty if none does.
+    pub(crate) fn holder(&self) -> String {
+        let lease = self.namespace.lease(LEASE).unwrap_or_default();
+        let identity = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        identity.rsplit_once('_').map_or(identity, |(pod, _)| pod).to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn until_holder(&self, pod: &str) {
+        assert!(
+            patiently(|| self.holder() == pod),
+            "waited for {pod} to hold the Lease, which {:?} does",
+            self.holder()
+        );
+    }
+
+    /// The output [`SECRET`] in the status of the daemon of [`KubeStage::run`].
+    pub(crate) fn output(&self) -> Value {
+        output_of(&self.stage.status())
+    }
+
+    /// Waits until the status says this of [`SECRET`]: a word, and each part of the message.
+    #[track_caller]
+    pub(crate) fn until_output(&self, state: &str, parts: &[&str]) {
+        let says = |output: &Value| {
+            let message = output["message"].as_str().unwrap_or_default();
+            output["state"] == state && parts.iter().all(|part| message.contains(part))
+        };
+        assert!(patiently(|| says(&self.output())), "waited for {state}, {parts:?}: {}", self.output());
+    }
+
+    /// Makes [`SECRET`] as somebody else does.
+    pub(crate) fn make_secret(&self, mut secret: Value) {
+        secret["metadata"]["name"] = json!(SECRET);
+        self.api.create(&self.namespace.path("secrets"), &secret);
+    }
+}
+
+/// The first Secret in a status.
+fn output_of(status: &Value) -> Value {
+    let outputs = status["outputs"].as_array().cloned().unwrap_or_default();
+    outputs.into_iter().find(|output| output["kind"] == "kubernetes_secret").unwrap_or_default()
 }
 
 // === impl Pod ===
@@ -66,15 +188,36 @@ impl Pod<'_> {
         self.stage.stage.config_in(&self.stage.stage.path(&self.name), block)
     }
 
+    /// Sets a variable of this pod's environment.
+    pub(crate) fn env(&self, name: &str, value: &str) -> &Self {
+        self.environment.borrow_mut().push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Gives it a way of its own to the API server.
+    pub(crate) fn behind(&self, gate: &Gate) -> &Self {
+        self.env("KUBECONFIG", &self.stage.namespace.kubeconfig(&gate.url()).display().to_string())
+    }
+
     pub(crate) fn run(&self) -> Daemon {
+        self.stage.stage.start(self.command(&["run"]))
+    }
+
+    /// `keytide` with its configuration and these arguments.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let config = self.path("keytide.yaml").display().to_string();
-        let mut command = self.stage.stage.command(&["run", "--config", &config]);
-        command.env("POD_NAME", &self.name);
-        self.stage.stage.start(command)
+        let mut command = self.stage.stage.command(&[arguments, &["--config", &config]].concat());
+        command.env("POD_NAME", &self.name).envs(self.environment.borrow().iter().cloned());
+        command
     }
 
     pub(crate) fn status(&self) -> Value {
         self.stage.stage.status_at(&self.path("admin.sock"))
+    }
+
+    /// The first Secret in its status.
+    pub(crate) fn output(&self) -> Value {
+        output_of(&self.status())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
