@@ -462,7 +462,10 @@ fn complain(message: &str) {
 /// Runs a future on the one thread of this process.
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(future))
+    let ended = runtime.block_on(future);
+    // A program of a kubeconfig that does not end keeps nobody.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(ended)
 }
 
 fn account(text: &str) -> Result<Account, String> {

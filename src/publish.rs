@@ -23,7 +23,7 @@ use crate::{
         events::{EventReason, Journal},
         lease::LeaseObject,
         outcome::{Trouble, TroubleKind},
-        secret::SecretObject,
+        secret::{SecretObject, Sight},
     },
     metrics::Metrics,
     plan::{
@@ -113,7 +113,7 @@ struct Writer {
     demand: Arc<watch::Sender<usize>>,
     contents: watch::Sender<Contents>,
     wanted: mpsc::Sender<Wanted>,
-    events: mpsc::Sender<(EventReason, String)>,
+    events: mpsc::Sender<(EventReason, String, String)>,
     now: fn() -> SystemTime,
     random: fastrand::Rng,
     start: Instant,
@@ -139,6 +139,8 @@ struct Work {
     lasting: bool,
     /// Why the output is not as it shall be.
     failure: Option<String>,
+    /// How many looks at the Secret were taken in.
+    looks: u64,
     /// Why nobody sees what becomes of the Secret.
     blind: Option<String>,
     /// True: fields that were keytide's are taken back.
@@ -151,8 +153,16 @@ struct Work {
     sent: Option<Instant>,
 }
 
-/// What the watch told last: what there is, or why nobody knows.
-type Observed = Option<Result<Option<Arc<Live>>, Trouble>>;
+/// What the watch told last.
+#[derive(Clone, Default)]
+struct Observed {
+    /// What there is.
+    live: Option<Arc<Live>>,
+    /// How often that was told.
+    looks: u64,
+    /// Why nobody is told of changes just now.
+    blind: Option<Trouble>,
+}
 
 // === impl Publish ===
 
@@ -225,8 +235,8 @@ impl Publish {
         // Nobody waits for an Event, and one that cannot be told is no trouble of the Secret.
         let teller = async {
             let mut said = BTreeSet::new();
-            while let Some((reason, message)) = told.recv().await {
-                if let Err(trouble) = journal.tell(reason, &message, now()).await
+            while let Some((reason, message, uid)) = told.recv().await {
+                if let Err(trouble) = journal.tell(reason, &message, &uid, now()).await
                     && said.len() < EVENTS
                     && said.insert(trouble.message.clone())
                 {
@@ -380,7 +390,7 @@ impl Writer {
         self.work = Work { ask: true, ..Work::default() };
         self.publications.mark_changed();
         self.face.report("waiting", Some("looks what the Secret holds".to_owned()), self.facts(0));
-        let (sender, observed) = watch::channel(None);
+        let (sender, observed) = watch::channel(Observed::default());
         let watching = observe(self.secret.clone(), sender, self.random.fork());
         tokio::select! {
             biased;
@@ -419,12 +429,11 @@ impl Writer {
                 () = stop.cancelled() => return,
                 _ = held.changed() => {}
                 changed = observed.changed() => {
-                    let state = observed.borrow_and_update().clone();
-                    match state.filter(|_| changed.is_ok()) {
-                        Some(Ok(live)) => self.sees(live),
-                        Some(Err(trouble)) => self.is_blind(trouble),
-                        None => return,
+                    if changed.is_err() {
+                        return;
                     }
+                    let state = observed.borrow_and_update().clone();
+                    self.watches(state);
                 }
                 changed = self.publications.changed() => {
                     if changed.is_err() {
@@ -438,11 +447,22 @@ impl Writer {
         }
     }
 
+    /// Takes in what the watch told.
+    fn watches(&mut self, observed: Observed) {
+        let Observed { live, looks, blind } = observed;
+        if std::mem::replace(&mut self.work.looks, looks) != looks {
+            self.sees(live);
+        }
+        match blind {
+            Some(trouble) => self.is_blind(trouble),
+            None => self.work.blind = None,
+        }
+    }
+
     /// Takes in what there is.
     fn sees(&mut self, live: Option<Arc<Live>>) {
         self.publisher.observed(live, self.start.elapsed());
         let work = &mut self.work;
-        work.blind = None;
         work.ask = true;
         // It answers again: soon, but not at the pace of whoever changes it.
         if !work.lasting {
@@ -675,7 +695,8 @@ impl Writer {
 
     fn tell(&self, reason: EventReason, message: &str) {
         // Where many wait, the API server is away, and one more says nothing new.
-        drop(self.events.try_send((reason, message.to_owned())));
+        let uid = self.publisher.uid().to_owned();
+        drop(self.events.try_send((reason, message.to_owned(), uid)));
     }
 
     fn facts(&self, keys: usize) -> OutputStatus {
@@ -693,7 +714,16 @@ async fn observe(secret: SecretObject, sender: watch::Sender<Observed>, mut rand
     let mut attempt = 0_u32;
     loop {
         let began = Instant::now();
-        let ended = secret.watch(|live| drop(sender.send_replace(Some(Ok(live.map(Arc::new)))))).await;
+        let tell = |sight| {
+            sender.send_modify(|observed| match sight {
+                Sight::Live(live) => {
+                    observed.live = live;
+                    observed.looks = observed.looks.wrapping_add(1);
+                }
+                Sight::Watching => observed.blind = None,
+            });
+        };
+        let ended = secret.watch(tell).await;
         let lasted = began.elapsed() >= SHORTEST;
         match ended {
             Ok(()) if lasted => attempt = 0,
@@ -701,8 +731,8 @@ async fn observe(secret: SecretObject, sender: watch::Sender<Observed>, mut rand
             Err(trouble) => {
                 attempt = if lasted { 1 } else { attempt.saturating_add(1) };
                 let pause = schedule::backoff(attempt, &mut random).min(LONGEST);
-                let pause = trouble.retry_after.unwrap_or(pause);
-                sender.send_replace(Some(Err(trouble)));
+                let pause = trouble.retry_after.unwrap_or_default().max(pause);
+                sender.send_modify(|observed| observed.blind = Some(trouble));
                 sleep(pause).await;
             }
         }

@@ -757,9 +757,9 @@ impl Pull {
 
     fn too_late(&self, progress: &Progress) -> StartError {
         let skip = self.refresh.on_missing == OnMissing::Skip;
-        let missing = self.ledger.missing(&self.mapping, skip);
-        let missing = missing.iter().filter(|_| progress.needed);
-        let mut lines: Vec<String> = missing.map(|(what, problem)| format!("{what}: {problem}")).collect();
+        // Who waits for a Lease reads nothing: then that is what is missing.
+        let missing = if progress.needed { self.ledger.missing(&self.mapping, skip) } else { Vec::new() };
+        let mut lines: Vec<String> = missing.iter().map(|(what, problem)| format!("{what}: {problem}")).collect();
         lines.extend(progress.output_problems.values().cloned());
         if lines.is_empty() {
             let outputs = self.health.status().outputs.into_iter();

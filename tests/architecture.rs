@@ -75,7 +75,7 @@ const GATEKEEPERS: [(&str, &[&str]); 20] = [
     ("prometheus::", &["metrics.rs"]),
     ("axum::", &["http.rs"]),
     ("hyper", &["http_client.rs", "cli/status.rs", "kubernetes/client.rs"]),
-    ("rustls::", &["aws/", "http_client.rs"]),
+    ("rustls::", &["aws/", "http_client.rs", "kubernetes/outcome.rs"]),
     ("tokio_rustls", &["http_client.rs"]),
     ("rustls_native_certs", &["http_client.rs"]),
     ("rustix::", &["output/", "spool/", "reload/", "process.rs", "config.rs"]),

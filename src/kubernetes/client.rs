@@ -1,14 +1,25 @@
 //! One client for every call to the API server: where it is, who keytide is there, time limits, and what is counted.
 
-use std::{fmt, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use hyper::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, NamedCluster},
 };
 use thiserror::Error;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 
 use super::outcome::{self, Subject, Trouble, TroubleKind, Verb};
 use crate::{
@@ -20,16 +31,27 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// Time limit of a call, unless it says otherwise.
 pub const CALL: Duration = Duration::from_secs(10);
+/// Time limit of a kubeconfig's program that gives a token.
+const PROGRAM: Duration = Duration::from_secs(30);
+/// Credentials that were refused are read again at most so often.
+const AGAIN: Duration = Duration::from_secs(3);
 /// The field manager of all that keytide applies.
 pub const MANAGER: &str = "keytide";
 
 /// The API server, as keytide reaches it. Its `Debug` shows nothing: the client knows a token.
 #[derive(Clone)]
 pub struct Cluster {
-    client: Client,
+    config: Arc<Config>,
+    link: Arc<Mutex<Link>>,
     namespace: String,
     metrics: Arc<Metrics>,
     overrides: Vec<String>,
+}
+
+/// A client with the credentials that there were when it was made.
+struct Link {
+    client: Client,
+    made: Instant,
 }
 
 /// Why there is no cluster.
@@ -85,7 +107,7 @@ impl Cluster {
         let mut config = match access {
             ClusterAccess::Kubeconfig { files, run_programs } => {
                 let path = files.first().cloned().unwrap_or_default();
-                let config = from_kubeconfig(files, *run_programs, &path).await?;
+                let config = from_kubeconfig(files, *run_programs, &path, network).await?;
                 overrides.push(format!("Kubernetes is reached as the kubeconfig {} says", path.display()));
                 if config.accept_invalid_certs {
                     let insecure = "the kubeconfig turns off the check of the API server's certificate";
@@ -101,9 +123,12 @@ impl Cluster {
         // One retry loop, ours; and a watch is quiet for as long as nothing happens.
         config.read_timeout = None;
         config.default_retry = false;
+        if let Some(host) = config.proxy_url.as_ref().and_then(Uri::host) {
+            overrides.push(format!("Kubernetes is reached through the proxy {host}"));
+        }
         let namespace = config.default_namespace.clone();
-        let client = Client::try_from(config).map_err(|error| ClusterError::Connection(outcome::about(&error)))?;
-        Ok(Self { client, namespace, metrics, overrides })
+        let link = Link::new(&config).await?;
+        Ok(Self { config: Arc::new(config), link: Arc::new(Mutex::new(link)), namespace, metrics, overrides })
     }
 
     /// The namespace that keytide works in: its pod's, or that of the kubeconfig's context.
@@ -119,7 +144,28 @@ impl Cluster {
     }
 
     pub(super) fn client(&self) -> Client {
-        self.client.clone()
+        self.link().client.clone()
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        // Nothing panics while it is held.
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The token was refused: perhaps there is a new one, which kube would read within a minute only.
+    async fn read_credentials_again(&self) {
+        {
+            let mut link = self.link();
+            if link.made.elapsed() < AGAIN {
+                return;
+            }
+            // Of several calls that are refused one is enough.
+            link.made = Instant::now();
+        }
+        match Link::new(&self.config).await {
+            Ok(link) => *self.link() = link,
+            Err(error) => tracing::debug!("{error}"),
+        }
     }
 
     /// One call, with a time limit; counted.
@@ -138,6 +184,9 @@ impl Cluster {
                 format!("failed to {verb} {subject}: no answer within {limit:?}"),
             )),
         };
+        if result.as_ref().is_err_and(|trouble| trouble.kind == TroubleKind::Identity) {
+            self.read_credentials_again().await;
+        }
         let outcome = result.as_ref().map_or_else(|trouble| trouble.kind.label(), |_| "ok");
         self.metrics.kubernetes_request(verb.label(), subject.resource, outcome, began.elapsed().as_secs_f64());
         result
@@ -150,7 +199,28 @@ impl fmt::Debug for Cluster {
     }
 }
 
-async fn from_kubeconfig(files: &[PathBuf], run_programs: bool, path: &PathBuf) -> Result<Config, ClusterError> {
+// === impl Link ===
+
+impl Link {
+    /// Reads the token, or runs the program that gives one, which may block.
+    async fn new(config: &Config) -> Result<Self, ClusterError> {
+        let config = config.clone();
+        let made = spawn_blocking(|| Client::try_from(config).map_err(|error| outcome::about(&error)));
+        let made = match timeout(PROGRAM, made).await {
+            Ok(made) => made.unwrap_or(Err("the token cannot be used")),
+            Err(_) => Err("the program that gives the token does not end"),
+        };
+        let client = made.map_err(ClusterError::Connection)?;
+        Ok(Self { client, made: Instant::now() })
+    }
+}
+
+async fn from_kubeconfig(
+    files: &[PathBuf],
+    run_programs: bool,
+    path: &PathBuf,
+    network: &Network,
+) -> Result<Config, ClusterError> {
     let wrong = |path: &PathBuf, what| ClusterError::Kubeconfig { path: path.clone(), what };
     let mut merged: Option<Kubeconfig> = None;
     for file in files {
@@ -161,8 +231,9 @@ async fn from_kubeconfig(files: &[PathBuf], run_programs: bool, path: &PathBuf) 
         });
     }
     let merged = merged.ok_or(ClusterError::Nowhere)?;
+    let own_proxy = proxy_in(&merged).map_err(|what| wrong(path, what))?;
     let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(merged, &options)
+    let mut config = Config::from_custom_kubeconfig(merged, &options)
         .await
         .map_err(|error| wrong(path, outcome::about_kubeconfig(&error)))?;
     let programs = config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some();
@@ -175,19 +246,45 @@ async fn from_kubeconfig(files: &[PathBuf], run_programs: bool, path: &PathBuf) 
     if config.cluster_url.scheme_str() != Some("https") && !nearby {
         return Err(ClusterError::Plain(path.clone()));
     }
+    // kube asks NO_PROXY about the proxy, not about the API server.
+    config.proxy_url = match own_proxy {
+        Some(url) => Some(url),
+        None => proxy_of(network, &config.cluster_url)?,
+    };
     Ok(config)
 }
 
-/// By the proxy of the environment, where it does not leave the API server out: as `kubectl` does in a pod.
+/// The proxy that the cluster of the present context names. Its user is looked up as well: kube takes one that is not there
+/// for nobody.
+fn proxy_in(kubeconfig: &Kubeconfig) -> Result<Option<Uri>, &'static str> {
+    let Kubeconfig { current_context, contexts, clusters, auth_infos, .. } = kubeconfig;
+    let context = contexts.iter().find(|context| Some(&context.name) == current_context.as_ref());
+    let Some(context) = context.and_then(|named| named.context.as_ref()) else { return Ok(None) };
+    if let Some(user) = &context.user
+        && !auth_infos.iter().any(|named| named.name == *user)
+    {
+        return Err("its context names a user that it does not have");
+    }
+    let cluster = clusters.iter().find(|named| named.name == context.cluster);
+    let proxy = cluster.and_then(|NamedCluster { cluster, .. }| cluster.as_ref()?.proxy_url.as_deref());
+    let proxy = proxy.filter(|url| !url.is_empty()).map(str::parse);
+    proxy.transpose().map_err(|_| "the proxy-url of its cluster is no URL")
+}
+
 fn from_pod(network: &Network) -> Result<Config, ClusterError> {
     let mut config = Config::incluster().map_err(|error| ClusterError::Pod(outcome::about_pod(&error)))?;
-    if let Some(proxy) = &network.proxy {
-        let no_proxy = network.no_proxy.as_deref().unwrap_or_default();
-        let matcher = Matcher::builder().https(proxy.expose()).no(no_proxy).build();
-        if matcher.intercept(&config.cluster_url).is_some() {
-            let url = proxy.expose().parse();
-            config.proxy_url = Some(url.map_err(|_| ClusterError::Connection("the URL of the proxy is none"))?);
-        }
-    }
+    config.proxy_url = proxy_of(network, &config.cluster_url)?;
     Ok(config)
+}
+
+/// The proxy of the environment, where it does not leave the API server out: as `kubectl` does.
+fn proxy_of(network: &Network, server: &Uri) -> Result<Option<Uri>, ClusterError> {
+    let Some(proxy) = &network.proxy else { return Ok(None) };
+    let no_proxy = network.no_proxy.as_deref().unwrap_or_default();
+    let matcher = Matcher::builder().https(proxy.expose()).no(no_proxy).build();
+    if matcher.intercept(server).is_none() {
+        return Ok(None);
+    }
+    let url = proxy.expose().parse();
+    url.map(Some).map_err(|_| ClusterError::Connection("the URL of the proxy is none"))
 }

@@ -107,7 +107,13 @@ impl Journal {
     ///
     /// # Errors
     /// If the API server did not take it.
-    pub async fn tell(&mut self, reason: EventReason, message: &str, now: SystemTime) -> Result<(), Trouble> {
+    pub async fn tell(
+        &mut self,
+        reason: EventReason,
+        message: &str,
+        uid: &str,
+        now: SystemTime,
+    ) -> Result<(), Trouble> {
         let before = self.told.get(&reason);
         if before.is_some_and(|told| told.message == message && told.at.elapsed() < AGAIN) {
             return Ok(());
@@ -117,7 +123,7 @@ impl Journal {
         let time = |at: SystemTime| Time(Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH));
         let name = reason.object(&self.secret);
         let namespace = self.cluster.namespace();
-        let object = json!({
+        let mut object = json!({
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
@@ -132,6 +138,11 @@ impl Journal {
             "reportingComponent": MANAGER,
             "reportingInstance": self.instance,
         });
+        if let Some(involved) = object.get_mut("involvedObject").and_then(serde_json::Value::as_object_mut)
+            && !uid.is_empty()
+        {
+            involved.insert("uid".to_owned(), uid.into());
+        }
         let api: Api<Event> = Api::namespaced(self.cluster.client(), namespace);
         let subject = Subject { group: "", resource: "events", name: name.clone() };
         let params = PatchParams::apply(MANAGER).force();

@@ -1,18 +1,22 @@
 //! What an error of the API server means to keytide. The only place that looks at one: its text is not passed on, since it
 //! quotes what was sent.
 
-use std::{fmt, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use kube::{
     Error,
     config::{InClusterError, KubeconfigError},
     core::Status,
 };
+use rustls::CertificateError;
 
 use crate::domain::kubernetes::Field;
 
 /// So many fields of a conflict are named.
 const NAMED: usize = 5;
+
+/// Of a token or a program that cannot even be asked for.
+const UNUSABLE: &str = "the token, or the program that gives one, cannot be used";
 
 /// What a call does, in the words of RBAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub enum TroubleKind {
     Invalid,
     /// A webhook or a policy refused it, or a quota.
     Refused,
-    /// The namespace is on its way out.
+    /// The namespace is on its way out, or gone.
     Terminating,
     /// The state to watch from is too old.
     Expired,
@@ -197,12 +201,14 @@ pub(super) fn of_status(status: &Status, verb: Verb, subject: &Subject, namespac
         .map(|cause| (manager_of(&cause.message), field_of(&cause.field)))
         .collect();
     let by_admission = admission(&status.message);
+    let is_namespace = details.is_some_and(|details| details.kind == "namespaces");
     let kind = match (status.code, status.reason.as_str()) {
         (401, _) => TroubleKind::Identity,
         (403, _) if has_cause("NamespaceTerminating") => TroubleKind::Terminating,
         (403 | 422 | 400, _) if by_admission.is_some() => TroubleKind::Refused,
         (403, _) if status.message.contains("exceeded quota") => TroubleKind::Refused,
         (403, _) => TroubleKind::Denied,
+        (404, _) if is_namespace => TroubleKind::Terminating,
         (404, _) => TroubleKind::Absent,
         (409, _) if !owners.is_empty() => TroubleKind::Owned(owners),
         (409, _) => TroubleKind::Outrun,
@@ -213,7 +219,8 @@ pub(super) fn of_status(status: &Status, verb: Verb, subject: &Subject, namespac
         _ => TroubleKind::Unknown,
     };
     let why = why(&kind, status, by_admission, verb, subject, namespace);
-    let wait = details.map_or(0, |details| details.retry_after_seconds);
+    // An API server that is too busy for a `Status` says a second, in a header that kube does not show.
+    let wait = details.map_or(u32::from(kind == TroubleKind::Throttled), |details| details.retry_after_seconds);
     let retry_after = (wait > 0).then(|| Duration::from_secs(wait.min(600).into()));
     Trouble { message: format!("failed to {verb} {subject}: {why}"), kind, retry_after }
 }
@@ -261,6 +268,7 @@ fn why(
             format!("it breaks a rule of Kubernetes{at} (status {})", status.code)
         }
         TroubleKind::Refused => by_admission.unwrap_or_else(|| "a resource quota is used up".to_owned()),
+        TroubleKind::Terminating if status.code == 404 => format!("the namespace {namespace} does not exist"),
         TroubleKind::Terminating => format!("the namespace {namespace} is being deleted"),
         TroubleKind::Expired => "the state to watch from is too old".to_owned(),
         TroubleKind::Unknown => format!("an unexpected answer, status {}", status.code),
@@ -312,18 +320,63 @@ fn is_path(text: &str) -> bool {
 pub(super) fn about(error: &Error) -> &'static str {
     match error {
         Error::Api(_) => "the API server refused",
-        Error::HyperError(_) | Error::Service(_) | Error::HttpError(_) => {
-            "no connection to the API server, or it broke off"
-        }
+        Error::HyperError(_) | Error::Service(_) | Error::HttpError(_) => about_connection(error),
         Error::ReadEvents(_) | Error::LinesCodecMaxLineLengthExceeded => "the watch broke off",
         Error::FromUtf8(_) | Error::SerdeError(_) => "the answer cannot be read",
-        Error::Auth(_) => "the token, or the program that gives one, cannot be used",
+        Error::Auth(_) => UNUSABLE,
         Error::RustlsTls(_) | Error::TlsRequired => "the certificates cannot be used",
         Error::ProxyProtocolUnsupported { .. } | Error::ProxyProtocolDisabled { .. } => {
             "a proxy of this kind cannot be used; expected http or https"
         }
         _ => "the request could not be made",
     }
+}
+
+/// Why there is no connection, or none any more.
+fn about_connection(error: &Error) -> &'static str {
+    causes(error)
+        .find_map(|cause| tls(cause).or_else(|| proxy(cause)).or_else(|| token(cause)))
+        .unwrap_or("no connection to the API server, or it broke off")
+}
+
+/// Why there is no TLS, if that is so. The library's own words hold names and certificates.
+fn tls(cause: &(dyn StdError + 'static)) -> Option<&'static str> {
+    Some(match cause.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "no TLS: the API server's certificate is not of the certificate authority that is trusted here"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "no TLS: the API server's certificate is for another name",
+        rustls::Error::InvalidCertificate(_) => "no TLS: the API server's certificate is not valid",
+        _ => "no TLS: the API server and keytide do not agree",
+    })
+}
+
+/// What a proxy did, if it was one. Its error has no type that can be seen, only words, which are constant.
+fn proxy(cause: &(dyn StdError + 'static)) -> Option<&'static str> {
+    Some(match cause.to_string().strip_prefix("tunnel error: ")? {
+        "failed to create underlying connection" => "no connection to the proxy",
+        "proxy authorization required" => "the proxy does not accept the user and password of its URL",
+        _ => "the proxy does not let keytide through",
+    })
+}
+
+/// What is wrong with the credentials, if that is it.
+fn token(cause: &(dyn StdError + 'static)) -> Option<&'static str> {
+    cause.downcast_ref::<kube::client::AuthError>().map(|_| UNUSABLE)
+}
+
+/// The errors behind one. The source of an I/O error is that of what it wraps, not what it wraps.
+fn causes(error: &Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    let first: &(dyn StdError + 'static) = error;
+    std::iter::successors(Some(first), |error| {
+        let error: &(dyn StdError + 'static) = *error;
+        match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        }
+    })
 }
 
 /// What is wrong with a kubeconfig.

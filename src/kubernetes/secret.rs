@@ -1,8 +1,8 @@
 //! One Secret: watched by itself, and written by server-side apply.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, pin_mut};
+use futures_util::{Stream, StreamExt as _, pin_mut};
 use k8s_openapi::{
     ByteString,
     api::core::v1::Secret as Object,
@@ -32,6 +32,15 @@ use crate::{
 const WATCH_SECONDS: u32 = 290;
 /// A watch in which nothing came for so long is a dead one: the API server sends a bookmark about every minute.
 const SILENCE: Duration = Duration::from_secs(130);
+
+/// What a watch tells.
+#[derive(Debug)]
+pub enum Sight {
+    /// What there is; none: no such Secret.
+    Live(Option<Arc<Live>>),
+    /// Each change from here on is told.
+    Watching,
+}
 
 /// One Secret.
 #[derive(Debug, Clone)]
@@ -87,36 +96,23 @@ impl SecretObject {
     ///
     /// # Errors
     /// If it ends other than by its time.
-    pub async fn watch(&self, mut tell: impl FnMut(Option<Live>)) -> Result<(), Trouble> {
+    pub async fn watch(&self, mut tell: impl FnMut(Sight)) -> Result<(), Trouble> {
         let (api, subject) = (self.api(), self.subject());
         let selector = format!("metadata.name={}", self.name);
         let list = ListParams::default().fields(&selector);
         let listed = self.cluster.call(Verb::List, &subject, CALL, api.list(&list)).await?;
         let version = listed.metadata.resource_version.unwrap_or_default();
+        tell(Sight::Live(listed.items.into_iter().next().map(live).map(Arc::new)));
         let params = WatchParams::default().fields(&selector).timeout(WATCH_SECONDS);
-        let stream = self.cluster.call(Verb::Watch, &subject, CALL, api.watch(&params, &version)).await?;
-        // Only now: who is not told of changes does not see what there is.
-        tell(listed.items.into_iter().next().map(live));
-        pin_mut!(stream);
-        loop {
-            match timeout(SILENCE, stream.next()).await {
-                Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => tell(Some(live(object))),
-                Ok(Some(Ok(WatchEvent::Deleted(_)))) => tell(None),
-                Ok(Some(Ok(WatchEvent::Bookmark(_)))) => {}
-                Ok(Some(Ok(WatchEvent::Error(status)))) => {
-                    let trouble = of_status(&status, Verb::Watch, &subject, self.cluster.namespace());
-                    return if trouble.kind == TroubleKind::Expired { Ok(()) } else { Err(trouble) };
-                }
-                Ok(Some(Err(error))) => {
-                    return Err(super::outcome::trouble(&error, Verb::Watch, &subject, self.cluster.namespace()));
-                }
-                Ok(None) => return Ok(()),
-                Err(_) => {
-                    let message = format!("failed to watch {subject}: nothing came for {SILENCE:?}");
-                    return Err(Trouble::new(TroubleKind::Unavailable, message));
-                }
+        let watched = match self.cluster.call(Verb::Watch, &subject, CALL, api.watch(&params, &version)).await {
+            Ok(stream) => {
+                tell(Sight::Watching);
+                follow(stream, &subject, self.cluster.namespace(), tell).await
             }
-        }
+            Err(trouble) => Err(trouble),
+        };
+        // What is too old to watch from is listed again.
+        watched.or_else(|trouble| if trouble.kind == TroubleKind::Expired { Ok(()) } else { Err(trouble) })
     }
 
     /// Makes the Secret hold this, if it still is in the state that this was decided on.
@@ -135,6 +131,34 @@ impl SecretObject {
         let patch = Patch::Apply(applied(&self.name, manifest, resource_version));
         let call = api.patch(self.name.as_str(), &params, &patch);
         self.cluster.call(Verb::Patch, &self.subject(), limit.min(CALL), call).await.map(live)
+    }
+}
+
+/// Tells each change until the stream ends, or is silent for too long.
+async fn follow(
+    stream: impl Stream<Item = Result<WatchEvent<Object>, kube::Error>>,
+    subject: &Subject,
+    namespace: &str,
+    mut tell: impl FnMut(Sight),
+) -> Result<(), Trouble> {
+    pin_mut!(stream);
+    loop {
+        match timeout(SILENCE, stream.next()).await {
+            Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
+                tell(Sight::Live(Some(Arc::new(live(object)))));
+            }
+            Ok(Some(Ok(WatchEvent::Deleted(_)))) => tell(Sight::Live(None)),
+            Ok(Some(Ok(WatchEvent::Bookmark(_)))) => {}
+            Ok(Some(Ok(WatchEvent::Error(status)))) => {
+                return Err(of_status(&status, Verb::Watch, subject, namespace));
+            }
+            Ok(Some(Err(error))) => return Err(super::outcome::trouble(&error, Verb::Watch, subject, namespace)),
+            Ok(None) => return Ok(()),
+            Err(_) => {
+                let message = format!("failed to watch {subject}: nothing came for {SILENCE:?}");
+                return Err(Trouble::new(TroubleKind::Unavailable, message));
+            }
+        }
     }
 }
 
@@ -188,10 +212,33 @@ fn owned(entries: &[ManagedFieldsEntry]) -> BTreeSet<Field> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use futures_util::stream;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::FieldsV1;
+    use kube::core::watch::{Bookmark, BookmarkMeta};
     use serde_json::json;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
+
+    fn bookmark() -> WatchEvent<Object> {
+        let metadata = BookmarkMeta { resource_version: "1".to_owned(), annotations: BTreeMap::new() };
+        let types = kube::core::TypeMeta::default();
+        WatchEvent::Bookmark(Bookmark { types, metadata })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_ends_when_it_was_silent_for_too_long_and_not_before() {
+        let subject = Subject { group: "", resource: "secrets", name: "a".to_owned() };
+        let began = Instant::now();
+        // A bookmark a minute, five times; then nothing.
+        let bookmarks = stream::iter(0..5).then(|_| async {
+            sleep(Duration::from_mins(1)).await;
+            Ok(bookmark())
+        });
+        let trouble = follow(bookmarks.chain(stream::pending()), &subject, "default", drop).await.unwrap_err();
+        assert_eq!(trouble.message, "failed to watch secrets/a: nothing came for 130s");
+        assert_eq!(began.elapsed(), Duration::from_mins(5) + SILENCE);
+    }
 
     #[test]
     fn only_what_keytide_applied_is_its_own() {

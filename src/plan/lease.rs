@@ -211,6 +211,20 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_outrun_again_and_again_pauses() {
+        let mut lease = Lease::new("a".to_owned());
+        lease.saw(None, Duration::ZERO, Duration::ZERO);
+        lease.outrun(SECOND);
+        assert_eq!(lease.step(SECOND), Step::Look);
+        lease.saw(Some(record(Some("a"), 1)), SECOND, SECOND);
+        lease.outrun(SECOND);
+        assert_eq!(lease.step(SECOND), Step::Wait(SECOND + AGAIN));
+        lease.confirmed(record(Some("a"), 2), SECOND * 2, SECOND * 2);
+        lease.outrun(SECOND * 5);
+        assert_eq!(lease.step(SECOND * 5), Step::Look);
+    }
+
+    #[test]
     fn it_counts_from_the_question_and_ends_unless_it_is_renewed() {
         let mut lease = Lease::new("b".to_owned());
         lease.saw(None, Duration::ZERO, Duration::ZERO);

@@ -236,6 +236,12 @@ impl Publisher {
         fields.iter().all(|field| held.contains(field) || written(field))
     }
 
+    /// The identity of the object; empty if there is none.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.live.as_ref().map_or("", |live| &live.uid)
+    }
+
     /// Decides.
     pub fn step(&mut self, now: Duration) -> Step {
         let (Some((wish, began)), live) = (&self.wish, &self.live) else { return Step::Idle };

@@ -11,6 +11,7 @@
     reason = "a test that panics has failed, counts are whole numbers, and nothing here is called often"
 )]
 
+mod access;
 mod api;
 mod control_plane;
 mod drift;
@@ -19,6 +20,7 @@ mod footprint;
 mod gate;
 mod harness;
 mod namespace;
+mod outage;
 mod rights;
 mod secret;
 mod stage;
