@@ -46,7 +46,7 @@ const LONGEST_LASTING: Duration = Duration::from_mins(1);
 /// A watch that ends sooner is opened again after a pause; a failed write is repeated no sooner because of what it told.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Somebody else was faster so often in a row that it is worth a word.
-const OUTRUNS: u32 = 3;
+const OUTRUNS: u32 = 5;
 /// So many Events may wait to be told.
 const EVENTS: usize = 32;
 
@@ -135,6 +135,8 @@ struct Work {
     /// The API server does not want to be asked before.
     not_before: Option<Instant>,
     attempt: u32,
+    /// How often in a row somebody else was faster.
+    outruns: u32,
     /// True if somebody has to do something before the next attempt can succeed.
     lasting: bool,
     /// Why the output is not as it shall be.
@@ -143,14 +145,26 @@ struct Work {
     looks: u64,
     /// Why nobody sees what becomes of the Secret.
     blind: Option<String>,
-    /// True: fields that were keytide's are taken back.
-    take_back: bool,
+    /// How the next attempt is made.
+    next: Attempt,
     /// True if a read of AWS that is asked for can say something new.
     ask: bool,
     /// The answer to the read that was asked for.
     reading: Option<oneshot::Receiver<Report>>,
     /// When what was taken in last was sent.
     sent: Option<Instant>,
+}
+
+/// How a write is attempted.
+#[derive(Default)]
+enum Attempt {
+    /// As it was decided.
+    #[default]
+    Plain,
+    /// After a look: nobody knows what became of the one before.
+    Unsure,
+    /// Fields that were keytide's are taken back.
+    TakesBack,
 }
 
 /// What the watch told last.
@@ -564,14 +578,23 @@ impl Writer {
             self.fails(&format!("{} is not written: {rule}", self.face.path), true);
             return self.work.retry;
         }
+        let attempt = std::mem::take(&mut self.work.next);
+        if matches!(attempt, Attempt::Unsure)
+            && let Ok(live) = self.secret.look().await
+        {
+            // It may have been done although nobody heard of it.
+            self.publisher.observed(live.map(Arc::new), self.start.elapsed());
+            return Some(Instant::now());
+        }
         let limit = until.saturating_duration_since(Instant::now()).min(WRITE);
         if limit < LEAST {
             return Some(until);
         }
-        let force = force || std::mem::take(&mut self.work.take_back);
+        let force = force || matches!(attempt, Attempt::TakesBack);
         match self.secret.apply(&manifest, resource_version.as_deref(), force, limit).await {
             Ok(live) => {
                 let keys = manifest.data.len();
+                self.work.outruns = 0;
                 self.publisher.written(manifest, live, cause, self.start.elapsed());
                 self.wrote(cause, keys);
                 // What was written is looked at as anything else is.
@@ -591,7 +614,7 @@ impl Writer {
                 let fields: Vec<Field> = owners.iter().map(|(_, field)| field.clone()).collect();
                 if self.publisher.had(&fields) {
                     // Somebody took what was ours: that is a repair, and bounded as one.
-                    self.work.take_back = true;
+                    self.work.next = Attempt::TakesBack;
                     self.work.retry = Some(Instant::now());
                     return;
                 }
@@ -602,8 +625,8 @@ impl Writer {
                 Ok(live) => {
                     self.publisher.observed(live.map(Arc::new), self.start.elapsed());
                     self.work.ask = true;
-                    if self.work.attempt < OUTRUNS {
-                        self.work.attempt += 1;
+                    if self.work.outruns < OUTRUNS {
+                        self.work.outruns += 1;
                         self.work.retry = Some(Instant::now() + schedule::hurried(&mut self.random));
                         return;
                     }
@@ -613,6 +636,9 @@ impl Writer {
             },
             _ => trouble,
         };
+        if trouble.kind == TroubleKind::Unavailable {
+            self.work.next = Attempt::Unsure;
+        }
         self.fails(&trouble.message, trouble.kind.is_lasting());
         self.work.not_before = trouble.retry_after.map(|pause| Instant::now() + pause);
     }
@@ -649,22 +675,22 @@ impl Writer {
     }
 
     fn holds(&mut self, holds: &Holds) {
-        (self.work.attempt, self.work.lasting) = (0, false);
+        (self.work.attempt, self.work.outruns, self.work.lasting) = (0, 0, false);
         let Face { output, metrics, health, .. } = &self.face;
         self.contents.send_if_modified(|contents| contents.set_mark(output, Some(&holds.content)));
         self.holds.send_if_modified(|held| std::mem::replace(held, self.work.sent) != self.work.sent);
         metrics.output_contested(output, false);
         metrics.output_keys(output, holds.keys, self.unrepresentable.len());
-        health.written(output.as_str());
-        if !std::mem::replace(&mut self.synced, true) {
-            let keys = holds.keys;
-            self.tell(EventReason::Synced, &format!("{keys} keys are as AWS Secrets Manager has them"));
-        }
         if let Some(why) = self.work.blind.clone() {
             self.face.report("failing", Some(why), self.facts(holds.keys));
             return;
         }
+        health.written(output.as_str());
         metrics.output_up(output, true);
+        if !std::mem::replace(&mut self.synced, true) {
+            let keys = holds.keys;
+            self.tell(EventReason::Synced, &format!("{keys} keys are as AWS Secrets Manager has them"));
+        }
         if self.work.failure.take().is_some() {
             tracing::info!(output.name = %output, "output {output} is as it shall be again");
             self.tell(EventReason::Recovered, "it is as it shall be again");

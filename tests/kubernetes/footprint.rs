@@ -1,6 +1,6 @@
 //! What the output costs in memory, on the static binary that people get.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, io::Write as _, thread, time::Duration};
 
 use rustix::process::Signal;
 
@@ -14,6 +14,10 @@ fn resident_kib(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").unwrap();
 }
 
 #[test]
@@ -45,7 +49,9 @@ fn memory_with_a_secret_and_its_watch_is_small_and_flat_over_ten_thousand_refres
     let version = kube.namespace.resource_version("keys");
     refresh_until(REFRESHES);
     let after = resident_kib(daemon.id());
-    eprintln!("before {REFRESHES} refreshes {before} KiB, after them {after}; limit {LARGEST_KIB}, {FLAT_KIB} more");
+    say(&format!(
+        "before {REFRESHES} refreshes {before} KiB, after them {after}; limit {LARGEST_KIB}, {FLAT_KIB} more"
+    ));
     assert!(before <= LARGEST_KIB && after <= LARGEST_KIB, "{before}, {after}");
     assert!(after.saturating_sub(before) < FLAT_KIB, "{before}, {after}");
     assert_eq!(kube.namespace.resource_version("keys"), version, "nothing was written");
