@@ -22,6 +22,7 @@ mod harness;
 mod namespace;
 mod outage;
 mod rights;
+mod rollout;
 mod secret;
 mod stage;
 #[expect(dead_code, reason = "the integration tests use more of it")]
