@@ -47,6 +47,8 @@ const LONGEST_LASTING: Duration = Duration::from_mins(1);
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Somebody else was faster so often in a row that it is worth a word.
 const OUTRUNS: u32 = 5;
+/// So many looks in a row may be denied before a write is repeated without one.
+const DENIALS: u8 = 4;
 /// So many Events may wait to be told.
 const EVENTS: usize = 32;
 
@@ -161,8 +163,8 @@ enum Attempt {
     /// As it was decided.
     #[default]
     Plain,
-    /// After a look: nobody knows what became of the one before.
-    Unsure,
+    /// After a look, since nobody knows what became of the one before; so many looks were denied.
+    Unsure(u8),
     /// Fields that were keytide's are taken back.
     TakesBack,
 }
@@ -579,12 +581,8 @@ impl Writer {
             return self.work.retry;
         }
         let attempt = std::mem::take(&mut self.work.next);
-        if matches!(attempt, Attempt::Unsure)
-            && let Ok(live) = self.secret.look().await
-        {
-            // It may have been done although nobody heard of it.
-            self.publisher.observed(live.map(Arc::new), self.start.elapsed());
-            return Some(Instant::now());
+        if let Attempt::Unsure(denied) = attempt {
+            return Some(self.look_first(denied).await);
         }
         let limit = until.saturating_duration_since(Instant::now()).min(WRITE);
         if limit < LEAST {
@@ -605,6 +603,22 @@ impl Writer {
                 self.work.retry.max(self.work.not_before)
             }
         }
+    }
+
+    /// Looks what became of a write that nobody heard of. Says when to go on.
+    async fn look_first(&mut self, denied: u8) -> Instant {
+        match self.secret.look().await {
+            Ok(live) => self.publisher.observed(live.map(Arc::new), self.start.elapsed()),
+            Err(trouble) => {
+                // Who may not look writes all the same; but an API server that starts denies what it will allow.
+                let denied = if trouble.kind == TroubleKind::Denied { denied.saturating_add(1) } else { denied };
+                if denied < DENIALS {
+                    self.work.next = Attempt::Unsure(denied);
+                }
+                self.fails(&trouble.message, trouble.kind.is_lasting());
+            }
+        }
+        self.work.retry.unwrap_or_else(Instant::now)
     }
 
     /// A write failed.
@@ -637,7 +651,7 @@ impl Writer {
             _ => trouble,
         };
         if trouble.kind == TroubleKind::Unavailable {
-            self.work.next = Attempt::Unsure;
+            self.work.next = Attempt::Unsure(0);
         }
         self.fails(&trouble.message, trouble.kind.is_lasting());
         self.work.not_before = trouble.retry_after.map(|pause| Instant::now() + pause);

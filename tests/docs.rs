@@ -51,8 +51,7 @@ fn every_promise_names_a_test_that_exists() {
             }
         }
     }
-    let rows: Vec<&str> =
-        page.lines().filter(|line| line.starts_with("| ") && line.ends_with("` |")).collect();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ") && line.ends_with("` |")).collect();
     assert!(rows.len() > 20, "{}", rows.len());
     for row in rows {
         let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
