@@ -410,7 +410,7 @@ impl Writer {
         let watching = observe(self.secret.clone(), sender, self.random.fork());
         tokio::select! {
             biased;
-            () = self.work(observed, held, stop) => {}
+            () = self.tend(observed, held, stop) => {}
             () = watching => {}
         }
         // Whoever writes now tells of changes.
@@ -421,7 +421,7 @@ impl Writer {
         }
     }
 
-    async fn work(
+    async fn tend(
         &mut self,
         mut observed: watch::Receiver<Observed>,
         held: &mut watch::Receiver<Option<Instant>>,

@@ -24,7 +24,7 @@ use crate::{
         reload::Contents,
         snapshot::{Problem, Reason, Retry, Snapshot},
     },
-    health::{Health, KeyStatus, OutputStatus, timestamp},
+    health::{Health, KeyStatus, OutputStatus, Verdict, timestamp},
     metrics::{KeyCounts, Metrics, RefreshOutcome},
     output::{Action, Output},
     plan::{
@@ -358,7 +358,9 @@ impl Pull {
         progress.next = (needed || !progress.proved).then(Instant::now);
         progress.retry = None;
         progress.failing.clear();
-        if self.once.is_none() && needed && !progress.complete {
+        // Who takes over has started long ago, and stays, whatever AWS says.
+        let starts = self.health.startup() != Verdict::Yes;
+        if self.once.is_none() && needed && !progress.complete && starts {
             progress.deadline = Some(Instant::now() + self.time_limit());
         }
     }
