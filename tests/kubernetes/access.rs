@@ -282,11 +282,9 @@ fn in_pod(kube: &KubeStage) -> Daemon {
     kube.stage.start(command)
 }
 
-/// A pod's files and its environment; none where the tests may not make a pod's file system.
-fn pod(cluster: &ControlPlane) -> Option<KubeStage> {
-    if !is_root() {
-        return None;
-    }
+/// A pod's files and its environment.
+fn pod(cluster: &ControlPlane) -> KubeStage {
+    assert!(is_root(), "only root can make a pod's file system: run these tests as root");
     let mut kube = stage(cluster, ALONE);
     kube.stage.make_directory("serviceaccount", 0o755);
     kube.stage.write("serviceaccount/namespace", kube.namespace.name());
@@ -295,12 +293,12 @@ fn pod(cluster: &ControlPlane) -> Option<KubeStage> {
     let address = cluster.upstream().address();
     kube.stage.env_remove("KUBECONFIG").env("KUBERNETES_SERVICE_HOST", &address.ip().to_string());
     kube.stage.env("KUBERNETES_SERVICE_PORT", &address.port().to_string());
-    Some(kube)
+    kube
 }
 
 #[test]
 fn a_pods_service_account_is_enough_and_its_token_is_read_again() {
-    let Some(kube) = pod(ControlPlane::shared()) else { return };
+    let kube = pod(ControlPlane::shared());
     let daemon = in_pod(&kube);
     daemon.until_ready();
     holds(&kube, "first");
@@ -315,7 +313,7 @@ fn a_pods_service_account_is_enough_and_its_token_is_read_again() {
 #[test]
 fn a_pod_reaches_the_api_server_through_the_proxy_unless_it_is_left_out() {
     let cluster = ControlPlane::shared();
-    let Some(mut kube) = pod(cluster) else { return };
+    let mut kube = pod(cluster);
     let proxy = Proxy::start(cluster.upstream().address()).unwrap();
     kube.stage.env("HTTPS_PROXY", &proxy.url()).env("NO_PROXY", "127.0.0.0/8");
     let daemon = in_pod(&kube);
@@ -337,7 +335,7 @@ fn a_pod_without_the_files_of_a_service_account_says_what_is_missing() {
         ("ca.crt", "failed to use the service account of the pod: the certificate authority cannot be read"),
         ("token", "the token, or the program that gives one, cannot be used"),
     ] {
-        let Some(kube) = pod(ControlPlane::shared()) else { return };
+        let kube = pod(ControlPlane::shared());
         fs::remove_file(kube.stage.path(&format!("serviceaccount/{missing}"))).unwrap();
         let mut daemon = in_pod(&kube);
         assert_eq!(daemon.wait(), 1);
