@@ -66,7 +66,8 @@ fn reloads(daemon: &Daemon, result: &str) -> f64 {
     daemon.metric("keytide_reloads_total", &[&format!("result=\"{result}\"")])
 }
 
-/// A program that writes a line for each hangup it hears, and lives as long as its file.
+/// A program that writes a line for each SIGUSR1 it hears, and lives as long as its file. Not SIGHUP, which a shell below
+/// `nohup` cannot hear.
 struct Program {
     name: String,
     child: Child,
@@ -79,12 +80,12 @@ impl Program {
 
     /// With a worker, a child of the same name that hears as well.
     fn start_with_worker(stage: &Stage) -> Self {
-        Self::start_as(stage, USER, "(trap 'echo worker >> heard' HUP; while [ -e \"$0\" ]; do sleep 0.05; done) &\n")
+        Self::start_as(stage, USER, "(trap 'echo worker >> heard' USR1; while [ -e \"$0\" ]; do sleep 0.05; done) &\n")
     }
 
     fn start_as(stage: &Stage, user: u32, worker: &str) -> Self {
         let name = format!("t-{:08x}", fastrand::u32(..));
-        let loops = "trap 'echo master >> heard' HUP\necho > ready\nwhile [ -e \"$0\" ]; do sleep 0.05; done\n";
+        let loops = "trap 'echo master >> heard' USR1\necho > ready\nwhile [ -e \"$0\" ]; do sleep 0.05; done\n";
         let file = stage.write(&name, format!("#!/bin/sh\n{worker}{loops}"));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(&file);
@@ -98,7 +99,7 @@ impl Program {
     }
 
     fn action(&self, more: &str) -> String {
-        format!("signal: {{process: {}, signal: SIGHUP, {more}}}", self.name)
+        format!("signal: {{process: {}, signal: SIGUSR1, {more}}}", self.name)
     }
 }
 
@@ -195,7 +196,7 @@ fn a_change_is_told_and_neither_a_start_nor_a_restart_nor_a_repair() {
     until("the signal", || heard(&stage) == ["master"]);
     until("the count", || reloads(&daemon, "ok") == 1.0);
     assert!(daemon.metric("keytide_reload_last_success_timestamp_seconds", &["action=\"signal\""]) > 1e9);
-    daemon.until_log(&format!("reload action signal: SIGHUP to process {} (id {})", program.name, program.child.id()));
+    daemon.until_log(&format!("reload action signal: SIGUSR1 to process {} (id {})", program.name, program.child.id()));
     let status = told(&stage);
     assert_eq!(
         (&status["name"], &status["kind"], &status["pending"]),
