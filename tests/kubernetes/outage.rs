@@ -191,7 +191,6 @@ fn while_the_api_server_is_away_the_file_goes_on_and_the_secret_follows_within_s
 }
 
 #[test]
-#[ignore = "takes 90 seconds: /livez is patient for a minute"]
 fn whoever_waits_for_the_api_server_is_alive_however_long_that_takes() {
     let (kube, daemon) = running(ControlPlane::shared(), ALONE);
     kube.gate.set_down(true);
