@@ -12,9 +12,10 @@ use std::{
 use hyper::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use kube::{
-    Client, Config,
+    Api, Client, Config,
     config::{KubeConfigOptions, Kubeconfig, NamedCluster},
 };
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::{
     task::spawn_blocking,
@@ -165,6 +166,20 @@ impl Cluster {
         match Link::new(&self.config).await {
             Ok(link) => *self.link() = link,
             Err(error) => tracing::debug!("{error}"),
+        }
+    }
+
+    /// The object of a subject; none: there is no such object.
+    pub(super) async fn look<K: Clone + DeserializeOwned + fmt::Debug>(
+        &self,
+        api: &Api<K>,
+        subject: &Subject,
+        limit: Duration,
+    ) -> Result<Option<K>, Trouble> {
+        match self.call(Verb::Get, subject, limit, api.get(&subject.name)).await {
+            Ok(object) => Ok(Some(object)),
+            Err(trouble) if trouble.kind == TroubleKind::Absent => Ok(None),
+            Err(trouble) => Err(trouble),
         }
     }
 

@@ -61,13 +61,7 @@ impl LeaseObject {
     /// # Errors
     /// If it does not say.
     pub async fn look(&self) -> Result<Option<Record>, Trouble> {
-        let api = self.api();
-        let got = self.cluster.call(Verb::Get, &self.subject(), LIMIT, api.get(self.name.as_str())).await;
-        match got {
-            Ok(object) => Ok(Some(record(object))),
-            Err(trouble) if trouble.kind == TroubleKind::Absent => Ok(None),
-            Err(trouble) => Err(trouble),
-        }
+        Ok(self.cluster.look(&self.api(), &self.subject(), LIMIT).await?.map(record))
     }
 
     /// Makes it, for whoever this is. By an apply, since RBAC can name the object of one; with a field manager that nobody

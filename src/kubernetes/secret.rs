@@ -83,12 +83,7 @@ impl SecretObject {
     /// # Errors
     /// If it does not say.
     pub async fn look(&self) -> Result<Option<Live>, Trouble> {
-        let api = self.api();
-        match self.cluster.call(Verb::Get, &self.subject(), CALL, api.get(self.name.as_str())).await {
-            Ok(object) => Ok(Some(live(object))),
-            Err(trouble) if trouble.kind == TroubleKind::Absent => Ok(None),
-            Err(trouble) => Err(trouble),
-        }
+        Ok(self.cluster.look(&self.api(), &self.subject(), CALL).await?.map(live))
     }
 
     /// Tells what there is, and then each change, until the watch ends. With a field selector, so that RBAC can name the
