@@ -44,6 +44,13 @@ use file::{Document, EntryOrigin, Ours};
 use findings::{Findings, Given, Reader};
 use litellm::Theirs;
 
+/// The content of a YAML file that is not keytide's, such as a kubeconfig, read within the limits of the configuration's;
+/// none if it is no YAML.
+#[must_use]
+pub fn plain_yaml(text: &str) -> Option<serde_json::Value> {
+    yaml::value(text)
+}
+
 /// Everything that `keytide run` does, as the files and the environment ask for it.
 #[derive(Debug)]
 pub struct Config {

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod client;
 pub mod events;
+mod kubeconfig;
 pub mod lease;
 pub mod outcome;
 pub mod secret;

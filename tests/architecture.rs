@@ -74,7 +74,7 @@ const GATEKEEPERS: [(&str, &[&str]); 20] = [
     ("notify::", &["watch.rs"]),
     ("prometheus::", &["metrics.rs"]),
     ("axum::", &["http.rs"]),
-    ("hyper", &["http_client.rs", "cli/status.rs", "kubernetes/client.rs"]),
+    ("hyper", &["http_client.rs", "cli/status.rs", "kubernetes/client.rs", "kubernetes/kubeconfig.rs"]),
     ("rustls::", &["aws/", "http_client.rs", "kubernetes/outcome.rs"]),
     ("tokio_rustls", &["http_client.rs"]),
     ("rustls_native_certs", &["http_client.rs"]),

@@ -24,7 +24,7 @@ const LARGEST_BINARY: u64 = 15_000_000;
 const LARGEST_IDLE_KIB: u64 = 12 * 1024;
 const LARGEST_FOR_MANY_KIB: u64 = 10 * 1024;
 const LARGEST_WITH_TLS_KIB: u64 = 16 * 1024;
-const LARGEST_WITH_CLAIMS_KIB: u64 = 18 * 1024;
+const LARGEST_WITH_CLAIMS_KIB: u64 = 16 * 1024;
 const LARGEST_WITH_FULL_SPOOL_KIB: u64 = 40 * 1024;
 /// `spool.max_entries` as it is by default.
 const CLAIMS: usize = 4096;

@@ -67,6 +67,26 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     read(text).map_err(|error| problem(text, &error))
 }
 
+/// The content of somebody else's file, without positions and without a type, which would be another reader of its own in
+/// the program; none if it is no YAML.
+pub(super) fn value(text: &str) -> Option<serde_json::Value> {
+    read::<Node>(text).ok().map(|node| plain(node.value))
+}
+
+fn plain(shape: Shape) -> serde_json::Value {
+    match shape {
+        Shape::Null => serde_json::Value::Null,
+        Shape::Bool(yes) => yes.into(),
+        Shape::Number(number) => number.into(),
+        Shape::Text(text) => text.into(),
+        Shape::List(nodes) => nodes.into_iter().map(|node| plain(node.value)).collect(),
+        Shape::Map(pairs) => {
+            let text = |key: Node| if let Shape::Text(text) = key.value { Some(text) } else { None };
+            pairs.into_iter().filter_map(|(key, node)| Some((text(key)?, plain(node.value)))).collect()
+        }
+    }
+}
+
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
     let options = serde_saphyr::options! {
         // LiteLLM's parser takes the last of duplicate keys; ours are refused by the types that they are read into.

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::Future,
-    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -11,10 +10,7 @@ use std::{
 
 use hyper::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
-use kube::{
-    Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig, NamedCluster},
-};
+use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::{
@@ -22,7 +18,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::outcome::{self, Subject, Trouble, TroubleKind, Verb};
+use super::{
+    kubeconfig,
+    outcome::{self, Subject, Trouble, TroubleKind, Verb},
+};
 use crate::{
     config::{ClusterAccess, Network},
     metrics::Metrics,
@@ -108,7 +107,7 @@ impl Cluster {
         let mut config = match access {
             ClusterAccess::Kubeconfig { files, run_programs } => {
                 let path = files.first().cloned().unwrap_or_default();
-                let config = from_kubeconfig(files, *run_programs, &path, network).await?;
+                let config = kubeconfig::load(files, *run_programs, &path, network).await?;
                 overrides.push(format!("Kubernetes is reached as the kubeconfig {} says", path.display()));
                 if config.accept_invalid_certs {
                     let insecure = "the kubeconfig turns off the check of the API server's certificate";
@@ -230,62 +229,6 @@ impl Link {
     }
 }
 
-async fn from_kubeconfig(
-    files: &[PathBuf],
-    run_programs: bool,
-    path: &PathBuf,
-    network: &Network,
-) -> Result<Config, ClusterError> {
-    let wrong = |path: &PathBuf, what| ClusterError::Kubeconfig { path: path.clone(), what };
-    let mut merged: Option<Kubeconfig> = None;
-    for file in files {
-        let one = Kubeconfig::read_from(file).map_err(|error| wrong(file, outcome::about_kubeconfig(&error)))?;
-        merged = Some(match merged {
-            Some(before) => before.merge(one).map_err(|error| wrong(file, outcome::about_kubeconfig(&error)))?,
-            None => one,
-        });
-    }
-    let merged = merged.ok_or(ClusterError::Nowhere)?;
-    let own_proxy = proxy_in(&merged).map_err(|what| wrong(path, what))?;
-    let options = KubeConfigOptions::default();
-    let mut config = Config::from_custom_kubeconfig(merged, &options)
-        .await
-        .map_err(|error| wrong(path, outcome::about_kubeconfig(&error)))?;
-    let programs = config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some();
-    if programs && !run_programs {
-        return Err(ClusterError::Program(path.clone()));
-    }
-    let host = config.cluster_url.host().unwrap_or_default();
-    let nearby = host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    if config.cluster_url.scheme_str() != Some("https") && !nearby {
-        return Err(ClusterError::Plain(path.clone()));
-    }
-    // kube asks NO_PROXY about the proxy, not about the API server.
-    config.proxy_url = match own_proxy {
-        Some(url) => Some(url),
-        None => proxy_of(network, &config.cluster_url)?,
-    };
-    Ok(config)
-}
-
-/// The proxy that the cluster of the present context names. Its user is looked up as well: kube takes one that is not there
-/// for nobody.
-fn proxy_in(kubeconfig: &Kubeconfig) -> Result<Option<Uri>, &'static str> {
-    let Kubeconfig { current_context, contexts, clusters, auth_infos, .. } = kubeconfig;
-    let context = contexts.iter().find(|context| Some(&context.name) == current_context.as_ref());
-    let Some(context) = context.and_then(|named| named.context.as_ref()) else { return Ok(None) };
-    if let Some(user) = &context.user
-        && !auth_infos.iter().any(|named| named.name == *user)
-    {
-        return Err("its context names a user that it does not have");
-    }
-    let cluster = clusters.iter().find(|named| named.name == context.cluster);
-    let proxy = cluster.and_then(|NamedCluster { cluster, .. }| cluster.as_ref()?.proxy_url.as_deref());
-    let proxy = proxy.filter(|url| !url.is_empty()).map(str::parse);
-    proxy.transpose().map_err(|_| "the proxy-url of its cluster is no URL")
-}
-
 fn from_pod(network: &Network) -> Result<Config, ClusterError> {
     let mut config = Config::incluster().map_err(|error| ClusterError::Pod(outcome::about_pod(&error)))?;
     config.proxy_url = proxy_of(network, &config.cluster_url)?;
@@ -293,7 +236,7 @@ fn from_pod(network: &Network) -> Result<Config, ClusterError> {
 }
 
 /// The proxy of the environment, where it does not leave the API server out: as `kubectl` does.
-fn proxy_of(network: &Network, server: &Uri) -> Result<Option<Uri>, ClusterError> {
+pub(super) fn proxy_of(network: &Network, server: &Uri) -> Result<Option<Uri>, ClusterError> {
     let Some(proxy) = &network.proxy else { return Ok(None) };
     let no_proxy = network.no_proxy.as_deref().unwrap_or_default();
     let matcher = Matcher::builder().https(proxy.expose()).no(no_proxy).build();

@@ -385,8 +385,6 @@ pub(super) fn about_kubeconfig(error: &KubeconfigError) -> &'static str {
         KubeconfigError::CurrentContextNotSet => "it has no current-context",
         KubeconfigError::LoadContext(_) => "its current-context names a context that it does not have",
         KubeconfigError::LoadClusterOfContext(_) => "its context names a cluster that it does not have",
-        KubeconfigError::ReadConfig(..) | KubeconfigError::FindPath => "it cannot be read",
-        KubeconfigError::Parse(_) => "it is not the YAML of a kubeconfig",
         KubeconfigError::MissingClusterUrl | KubeconfigError::ParseClusterUrl(_) => {
             "its cluster has no server, or one that is no URL"
         }

@@ -14,7 +14,8 @@ use crate::domain::{
 /// names go side by side. Times are since a beginning of the caller's.
 #[derive(Debug)]
 pub struct Queue<P> {
-    claims: BTreeMap<Token, Claim<P>>,
+    /// Boxed: the nodes of the tree are half empty, and a full spool has thousands.
+    claims: BTreeMap<Token, Box<Claim<P>>>,
     names: HashMap<SecretName, VecDeque<Token>>,
     /// Those that are first in all their queues and are not under way, by when they may go.
     ready: BTreeSet<(Duration, Token)>,
@@ -60,7 +61,8 @@ impl<P> Queue<P> {
     /// their place in the order.
     pub fn push(&mut self, token: Token, order: Order, payload: P) {
         for name in order.change.names() {
-            let queue = self.names.entry(name.clone()).or_default();
+            // Nearly every name has one claim.
+            let queue = self.names.entry(name.clone()).or_insert_with(|| VecDeque::with_capacity(1));
             // Whoever is under way is not overtaken.
             let running = usize::from(queue.front().is_some_and(|first| self.running.contains(first)));
             let place = queue.len() - queue.iter().skip(running).rev().take_while(|other| **other > token).count();
@@ -72,7 +74,7 @@ impl<P> Queue<P> {
             }
             queue.insert(place, token);
         }
-        self.claims.insert(token, Claim { order, not_before: Duration::ZERO, tried: false, payload });
+        self.claims.insert(token, Box::new(Claim { order, not_before: Duration::ZERO, tried: false, payload }));
         self.consider(token);
     }
 
@@ -222,7 +224,7 @@ impl<P> Queue<P> {
         for next in freed {
             self.consider(next);
         }
-        Some(claim)
+        Some(*claim)
     }
 }
 

@@ -24,6 +24,7 @@ mod outage;
 mod rights;
 mod rollout;
 mod secret;
+mod speed;
 mod stage;
 #[expect(dead_code, reason = "the integration tests use more of it")]
 #[path = "../integration/support.rs"]
