@@ -1,5 +1,7 @@
 //! Every metric of keytide. The help text of each is its line in `docs/METRICS.md`; a test compares the two.
 
+use std::time::Duration;
+
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -20,6 +22,7 @@ pub struct Metrics {
     refreshes: IntCounterVec,
     refresh_duration: Histogram,
     last_refresh_success: IntGauge,
+    refresh_interval: IntGauge,
     holds: IntCounterVec,
     keys: IntGaugeVec,
     stale_keys: IntGaugeVec,
@@ -159,6 +162,11 @@ impl Metrics {
                 r,
                 "keytide_last_complete_refresh_timestamp_seconds",
                 "When the last complete refresh ended; 0 before the first.",
+            ),
+            refresh_interval: gauge(
+                r,
+                "keytide_refresh_interval_seconds",
+                "The configured time from one refresh to the next; 0 while this process reads nothing.",
             ),
             holds: counters(
                 r,
@@ -429,6 +437,12 @@ impl Metrics {
         };
         self.refreshes.with_label_values(&[label]).inc();
         self.refresh_duration.observe(seconds);
+    }
+
+    /// How often AWS is read; none if it is not.
+    pub fn refresh_interval(&self, interval: Option<Duration>) {
+        let seconds = interval.map_or(0, |interval| i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
+        self.refresh_interval.set(seconds);
     }
 
     /// A reading was held.

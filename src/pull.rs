@@ -309,7 +309,7 @@ impl Pull {
         let now = Instant::now();
         let demand = *self.demand.borrow_and_update();
         let needed = demand > 0;
-        self.health.needed(needed);
+        self.reads(needed);
         Progress {
             complete: false,
             needed,
@@ -354,7 +354,11 @@ impl Pull {
             return;
         }
         progress.needed = needed;
-        self.health.needed(needed);
+        self.reads(needed);
+        if !needed {
+            // A standby misses nothing.
+            self.metrics.set_keys(&KeyCounts::default());
+        }
         progress.next = (needed || !progress.proved).then(Instant::now);
         progress.retry = None;
         progress.failing.clear();
@@ -363,6 +367,12 @@ impl Pull {
         if self.once.is_none() && needed && !progress.complete && starts {
             progress.deadline = Some(Instant::now() + self.time_limit());
         }
+    }
+
+    /// Says whether this process reads AWS.
+    fn reads(&self, needed: bool) {
+        self.health.needed(needed);
+        self.metrics.refresh_interval((needed && self.source.is_some()).then_some(self.refresh.interval));
     }
 
     /// Who reads nothing proves that it could.

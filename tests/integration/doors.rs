@@ -112,6 +112,19 @@ fn metrics_are_the_text_format_of_prometheus() {
 }
 
 #[test]
+fn the_interval_is_told_by_who_reads_and_by_nobody_else() {
+    let interval = |daemon: &Daemon| daemon.metric("keytide_refresh_interval_seconds", &[]);
+    let (_stage, daemon) = ready();
+    assert_eq!(interval(&daemon), 700.0 * 3600.0);
+    let stage = Stage::new();
+    stage.config("virtual_keys: {prefix: app/}\nspool: {directory: \"{dir}/spool/in\"}");
+    stage.make_directory("spool", 0o755);
+    let daemon = stage.run();
+    daemon.until_ready();
+    assert_eq!(interval(&daemon), 0.0);
+}
+
+#[test]
 fn the_port_has_nothing_else() {
     let (_stage, daemon) = ready();
     for path in ["/", "/status", "/refresh", "/metrics/", "/metricsx", "/livez/..", "/debug/pprof", "/%2e%2e/metrics"] {

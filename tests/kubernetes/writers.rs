@@ -73,6 +73,9 @@ fn one_of_two_hubs_reads_and_writes_and_the_other_is_ready() {
     assert_eq!((stage.stage.aws.count("GetSecretValue"), stage.writes().len()), (1, writes + 1));
     let held = |daemon: &Daemon| daemon.metric("keytide_lease_held", &[]);
     assert_eq!((held(&first), held(&second)), (1.0, 0.0));
+    let interval = |daemon: &Daemon| daemon.metric("keytide_refresh_interval_seconds", &[]);
+    assert!(interval(&first) > 0.0);
+    assert_eq!(interval(&second), 0.0, "what it does not read cannot be late");
 }
 
 #[test]
@@ -187,6 +190,8 @@ fn a_holder_without_the_api_server_stops_before_another_begins() {
     until("the other to take over", || held(&other));
     assert!(began.elapsed() < TAKE_OVER, "{:?}", began.elapsed());
     until("it to know", || !held(&lost));
+    let reads = ["keytide_refresh_interval_seconds", "keytide_keys"];
+    until("it to count no keys", || reads.iter().all(|name| lost.metric(name, &[]) == 0.0));
     gate.clear_requests();
     stage.stage.aws.put("prod/a", "2");
     lost.hang_up();
