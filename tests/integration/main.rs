@@ -16,6 +16,7 @@
 mod support;
 
 mod agents;
+mod alerts;
 mod canary;
 mod canary_identity;
 mod canary_spool;
