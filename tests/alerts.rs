@@ -1,5 +1,12 @@
 //! Alerts, dashboard and runbooks name what exists. `./tests/run alerts` asks promtool whether the alerts fire.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, and everything here is ASCII where it is cut"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
