@@ -3,6 +3,8 @@
 //!
 //! No name is written twice, and names that change how programs run are kept away: both are the caller's part.
 
+pub mod reader;
+
 use std::io::{self, Write};
 
 use thiserror::Error;
