@@ -1,6 +1,8 @@
 //! The command line: what people type, what they read, and the exit codes.
 
 mod check;
+mod exec;
+mod install;
 mod policy;
 mod push;
 mod role;
@@ -24,6 +26,7 @@ use crate::{
     config::{self, Sources},
     domain::{
         identity::{Account, RoleArn},
+        mapping::Format,
         virtual_key::{Operation, Token},
     },
     health::IdentityStatus,
@@ -39,6 +42,8 @@ pub enum Exit {
     Failed,
     /// 64: bad arguments or configuration (`EX_USAGE` of `sysexits.h`).
     Usage,
+    /// As the command of `exec` ended; 127 and 126 as shells say that it could not be started.
+    Ended(u8),
 }
 
 /// keytide keeps the keys of AWS Secrets Manager fresh in a file that your application can trust.
@@ -64,6 +69,14 @@ enum Command {
     Status(StatusArgs),
     /// Ask the running daemon for a refresh now, wait for it, and say what changed
     Refresh(RefreshArgs),
+    /// Start a command with the variables of an env file, and stay beside it
+    Exec(ExecArgs),
+    /// Copy this program to a directory, where other containers can start it
+    Install {
+        /// The directory, in a volume that they mount; the copy is DIR/keytide
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Leave one entry in the spool; its value comes from standard input
     Push(PushArgs),
     /// Show, retry or discard the entries of the spool; never a value
@@ -207,6 +220,31 @@ struct RefreshArgs {
 }
 
 #[derive(Debug, Args)]
+struct ExecArgs {
+    /// The env file that keytide writes; may be repeated: a variable of a later file counts
+    #[arg(long = "env-file", value_name = "FILE", default_value = config::ENV_FILE)]
+    env_files: Vec<PathBuf>,
+    /// The format of the env files; auto tells them by their content, but for docker
+    #[arg(long, value_enum, default_value_t)]
+    format: EnvFormat,
+    /// How long the first env file is waited for, such as 60s; 0s: not at all
+    #[arg(long, value_name = "DURATION", value_parser = any_duration, default_value = "60s")]
+    wait: Duration,
+    /// What is done when a variable changes: ignore, restart, or a signal for the command, such as HUP
+    #[arg(long, value_name = "ACTION", value_parser = on_change, default_value = "ignore")]
+    on_change: exec::OnChange,
+    /// How long a command that is started again has after SIGTERM, before SIGKILL
+    #[arg(long, value_name = "DURATION", value_parser = any_duration, default_value = "30s")]
+    stop_timeout: Duration,
+    /// The process for which this one is to become the command
+    #[arg(long, value_name = "PID", hide = true)]
+    keeper: Option<i32>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
 struct PushArgs {
     /// The name of the secret, with the prefix
     name: String,
@@ -292,6 +330,19 @@ pub enum SchemaOf {
     Entry,
 }
 
+/// The format of an env file on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum EnvFormat {
+    /// As the content says: each but docker.
+    #[default]
+    Auto,
+    Dotenv,
+    Posix,
+    Docker,
+    Kubernetes,
+    Json,
+}
+
 /// For people or for programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Form {
@@ -301,6 +352,8 @@ pub enum Form {
     /// For programs.
     Json,
 }
+
+const DURATION: &str = "expected a duration such as 60s or 5m";
 
 /// Parses the arguments, runs the command, and says how it ended.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
@@ -349,6 +402,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         }
         Command::Status(args) => status::status(&args.socket.socket, args.watch, args.output),
         Command::Refresh(args) => status::refresh(&args.socket.socket, args.accept_removals, args.output),
+        Command::Exec(ExecArgs { env_files: files, format, wait, on_change, stop_timeout, keeper, command }) => {
+            let format = format.format();
+            exec::exec(&exec::Asked { files, format, wait, on_change, stop_timeout, keeper, command })
+        }
+        Command::Install { directory } => install::install(&directory),
         Command::Push(PushArgs { name, op, alias, new_name, recovery_window_in_days, wait, spool }) => {
             let renames = matches!(op, Operation::Rotate | Operation::Rename);
             let wrong = match (op, new_name.is_some(), recovery_window_in_days.is_some()) {
@@ -396,6 +454,7 @@ impl From<Exit> for ExitCode {
             Exit::Done => Self::SUCCESS,
             Exit::Failed => Self::FAILURE,
             Exit::Usage => Self::from(64),
+            Exit::Ended(code) => Self::from(code),
         }
     }
 }
@@ -405,6 +464,21 @@ impl From<Exit> for ExitCode {
 impl ConfigArgs {
     fn sources(&self) -> Sources {
         Sources { config: self.config.clone(), litellm_config: self.litellm_config.clone() }
+    }
+}
+
+// === impl EnvFormat ===
+
+impl EnvFormat {
+    fn format(self) -> Option<Format> {
+        match self {
+            Self::Auto => None,
+            Self::Dotenv => Some(Format::Dotenv),
+            Self::Posix => Some(Format::Posix),
+            Self::Docker => Some(Format::Docker),
+            Self::Kubernetes => Some(Format::Kubernetes),
+            Self::Json => Some(Format::Json),
+        }
     }
 }
 
@@ -516,12 +590,30 @@ fn token(text: &str) -> Result<Token, String> {
     Token::parse(text).ok_or_else(|| "expected the id of an entry, as `keytide spool list` shows it".to_owned())
 }
 
+fn on_change(text: &str) -> Result<exec::OnChange, String> {
+    match text {
+        "ignore" => Ok(exec::OnChange::Ignore),
+        "restart" => Ok(exec::OnChange::Restart),
+        signal => config::Signal::parse(signal).map(exec::OnChange::Signal).ok_or_else(|| {
+            let signals = config::Signal::ALL.map(config::Signal::label).join(", ");
+            format!("expected ignore, restart, or one of the signals {signals}")
+        }),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
+    any_duration(text).ok().filter(|duration| !duration.is_zero()).ok_or_else(|| DURATION.to_owned())
+}
+
+/// Also none at all.
+fn any_duration(text: &str) -> Result<Duration, String> {
     let parsed: Option<jiff::SignedDuration> = text.parse().ok();
+    // A year is as good as ever, and can be added to any time.
+    let year = Duration::from_secs(365 * 24 * 60 * 60);
     parsed
         .and_then(|duration| Duration::try_from(duration).ok())
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "expected a duration such as 60s or 5m".to_owned())
+        .map(|duration| duration.min(year))
+        .ok_or_else(|| DURATION.to_owned())
 }
 
 #[cfg(test)]

@@ -368,6 +368,9 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Where the admin socket is, unless the configuration says otherwise.
 pub const ADMIN_SOCKET: &str = "/run/keytide/private/admin.sock";
 
+/// The env file of examples and charts, which `exec` reads unless it is told another one.
+pub const ENV_FILE: &str = "/run/keytide/env/keys.env";
+
 /// Where producers leave virtual keys, unless the configuration says otherwise.
 pub const SPOOL_DIRECTORY: &str = "/run/keytide/spool/in";
 

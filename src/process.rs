@@ -9,7 +9,9 @@ use std::{
     process::Command,
 };
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getpid, set_child_subreaper, set_dumpable_behavior, setrlimit,
+};
 
 /// Where the kubelet looks for the reason of a container's end.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -26,9 +28,24 @@ pub struct Program {
 /// Forbids core dumps, and other processes of the same user to look into this one's memory and environment.
 pub fn protect() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if setrlimit(Resource::Core, none).is_err() || set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
+    if setrlimit(Resource::Core, none).is_err() {
         tracing::warn!("the system does not let keytide forbid core dumps of itself");
     }
+    hide();
+}
+
+/// The same without the limit, which children would inherit: until this process becomes another program, it leaves no core
+/// dump, and nobody looks into it.
+pub fn hide() {
+    if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
+        tracing::warn!("the system does not let keytide forbid to look into itself");
+    }
+}
+
+/// Makes orphans of this process's children its own children, as those of the first process of a container are anyway.
+pub fn adopt_orphans() {
+    // A system without that leaves them to its first process.
+    set_child_subreaper(Some(getpid())).unwrap_or_default();
 }
 
 /// Leaves a message for `kubectl describe`, where there is a place for one.

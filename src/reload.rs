@@ -21,6 +21,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use signal::raw as raw_signal;
+
 use crate::{
     config::{self, HttpCall, ReloadKind},
     domain::{

@@ -396,7 +396,9 @@ impl Signal {
         }
     }
 
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// Parses its name, with or without `SIG`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let name = text.strip_prefix("SIG").unwrap_or(text);
         Self::ALL.into_iter().find(|signal| signal.label() == name)
     }

@@ -194,7 +194,9 @@ fn base_name(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
-fn raw(signal: config::Signal) -> rustix::process::Signal {
+/// As the system knows it.
+#[must_use]
+pub fn raw(signal: config::Signal) -> rustix::process::Signal {
     use rustix::process::Signal as Raw;
     match signal {
         config::Signal::Hup => Raw::HUP,

@@ -58,7 +58,8 @@ const NO_ENTRY: &str = "expected NAME=value, as keytide writes it";
 const NO_END: &str = "its value has no end: the file is cut off, or its format is another one";
 const AFTER_QUOTE: &str = "something follows the closing quote";
 const OTHER_FORMAT: &str = "its value is not spelled as the format has it";
-const AMBIGUOUS: &str = "programs read this value in different ways; where the file is one of docker's, say --format docker";
+const AMBIGUOUS: &str =
+    "programs read this value in different ways; where the file is one of docker's, say --format docker";
 const TWICE: &str = "its name was given before";
 const NUL: &str = "it holds a NUL, which no environment can hold";
 const NOT_UTF8: &str = "it is not UTF-8";
@@ -354,8 +355,14 @@ mod tests {
             ("A=1", "line 1: its value has no end: the file is cut off, or its format is another one"),
             ("A='1'x\n", "line 1: something follows the closing quote"),
             ("A='1'\nA='2'\n", "line 2: its name was given before"),
-            ("A=\"a\\nb\"\n", "line 1: programs read this value in different ways; where the file is one of docker's, say --format docker"),
-            ("A=a #b\n", "line 1: programs read this value in different ways; where the file is one of docker's, say --format docker"),
+            (
+                "A=\"a\\nb\"\n",
+                "line 1: programs read this value in different ways; where the file is one of docker's, say --format docker",
+            ),
+            (
+                "A=a #b\n",
+                "line 1: programs read this value in different ways; where the file is one of docker's, say --format docker",
+            ),
             ("A='\0'\n", "line 1: it holds a NUL, which no environment can hold"),
             ("{\"A\":1}", "the member A: expected a string of Unicode characters"),
             ("{\"A\":\"\\ud800\"}", "the member A: expected a string of Unicode characters"),
