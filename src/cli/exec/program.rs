@@ -155,8 +155,7 @@ fn find(name: &OsStr, path: OsString) -> Result<PathBuf, (u8, String)> {
         None => (
             NOT_FOUND,
             format!(
-                "failed to start {shown}: there is no program of that name in PATH ({}); expected its path, or one of those there",
-                path.to_string_lossy()
+                "failed to start {shown}: there is no program of that name in PATH; expected its path, or one of those there"
             ),
         ),
     })
