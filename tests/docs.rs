@@ -36,6 +36,8 @@ fn every_promise_names_a_test_that_exists() {
         "src/plan",
         "src/domain",
         "src/config",
+        "src/render",
+        "src/render/env_file",
         "src/spool",
         "tests",
         "tests/integration",
@@ -63,9 +65,10 @@ fn every_promise_names_a_test_that_exists() {
 }
 
 /// The pages that people copy from.
-const PAGES: [&str; 6] = [
+const PAGES: [&str; 7] = [
     include_str!("../README.md"),
     include_str!("../docs/CONFIGURATION.md"),
+    include_str!("../docs/EXEC.md"),
     include_str!("../docs/IDENTITY.md"),
     include_str!("../docs/LITELLM.md"),
     include_str!("../docs/OPERATIONS.md"),
