@@ -1,0 +1,150 @@
+{{/* What the two policies of injection share. */}}
+
+{{/* Pods that are not for keytide: of Windows, with a sidecar already, or mirrors of a node's own files. */}}
+{{- define "keytide.injection.matchConditions" -}}
+- name: is-not-of-windows
+  expression: >-
+    object.spec.?os.name.orValue('') != 'windows' &&
+    object.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') != 'windows'
+- name: has-no-sidecar
+  expression: >-
+    !object.spec.?initContainers.orValue([]).exists(c, c.name == 'keytide') &&
+    !object.spec.containers.exists(c, c.name == 'keytide')
+- name: is-no-mirror
+  expression: "!('kubernetes.io/config.mirror' in object.metadata.?annotations.orValue({}))"
+{{- end }}
+
+{{- define "keytide.injection.matchConstraints" -}}
+{{- with .Values.injection.namespaceSelector }}
+namespaceSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+objectSelector:
+  matchLabels:
+    keytide.dev/inject: "true"
+resourceRules:
+  - apiGroups: [""]
+    apiVersions: [v1]
+    operations: [CREATE]
+    resources: [pods]
+{{- end }}
+
+{{/* What the annotations say. Each is defined for every text, since a variable that fails refuses the pod without a good word. */}}
+{{- define "keytide.injection.variables" -}}
+- name: said
+  expression: object.metadata.?annotations.orValue({})
+- name: config
+  expression: variables.said[?'keytide.dev/config'].orValue('')
+- name: secret
+  expression: variables.said[?'keytide.dev/primary-secret'].orValue('')
+- name: role
+  expression: variables.said[?'keytide.dev/role-arn'].orValue({{ squote .Values.aws.roleArn }})
+- name: env
+  expression: variables.said[?'keytide.dev/env'].orValue('').split(',').map(n, n.trim()).filter(n, n != '')
+- name: listed
+  expression: variables.said[?'keytide.dev/containers'].orValue('').split(',').map(n, n.trim()).filter(n, n != '')
+- name: port
+  expression: >-
+    variables.said[?'keytide.dev/http-port'].orValue('').matches('^[1-9][0-9]{3,4}$')
+    ? int(variables.said['keytide.dev/http-port']) : {{ int .Values.http.port }}
+- name: user
+  expression: >-
+    variables.said[?'keytide.dev/run-as-user'].orValue('').matches('^[1-9][0-9]{0,9}$')
+    ? int(variables.said['keytide.dev/run-as-user']) : {{ int64 .Values.securityContext.runAsUser }}
+- name: spool
+  expression: variables.said[?'keytide.dev/spool'].orValue('') == 'true'
+- name: own
+  expression: object.spec.containers
+- name: ownInit
+  expression: object.spec.?initContainers.orValue([])
+{{- end }}
+
+{{/* What the annotations may say: what is true of a good pod, and what to tell people of another one. */}}
+{{- define "keytide.injection.checks" -}}
+- expression: variables.config != '' || variables.secret != ''
+  message: "keytide.dev/inject needs one of two annotations: keytide.dev/config, a ConfigMap of this namespace with the key keytide.yaml, or keytide.dev/primary-secret, the name of a JSON secret in AWS Secrets Manager"
+- expression: variables.config == '' || variables.secret == ''
+  message: "keytide.dev/config and keytide.dev/primary-secret are both set: the ConfigMap is the whole configuration, so take one of them away"
+- expression: variables.config.matches('^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$')
+  message: "keytide.dev/config: expected the name of a ConfigMap, such as my-app-keytide"
+- expression: variables.secret.matches('^((arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:)?[A-Za-z0-9/_+=.@-]{1,512})?$')
+  message: "keytide.dev/primary-secret: expected the name or the ARN of a secret, such as my-app/keys"
+{{- if not .Values.aws.region }}
+- expression: variables.secret == ''
+  message: "keytide.dev/primary-secret needs a region, which the chart was not given: helm upgrade with --set aws.region=REGION, or use keytide.dev/config"
+{{- end }}
+- expression: variables.role.matches('^(arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,576})?$')
+  message: "keytide.dev/role-arn: expected the ARN of an IAM role, such as arn:aws:iam::123456789012:role/my-app"
+- expression: variables.listed.all(n, variables.own.exists(c, c.name == n) || variables.ownInit.exists(c, c.name == n))
+  message: "keytide.dev/containers: expected names of containers of this pod, separated by commas"
+- expression: variables.env.all(n, n.matches('^[A-Za-z_][A-Za-z0-9_]*$'))
+  message: "keytide.dev/env: expected names of environment variables, separated by commas"
+- expression: variables.env.all(n, variables.env.filter(m, m == n).size() == 1)
+  message: "keytide.dev/env: a name is there twice"
+- expression: variables.said[?'keytide.dev/http-port'].orValue('1024').matches('^[1-9][0-9]{3,4}$') && variables.port >= 1024 && variables.port <= 65535
+  message: "keytide.dev/http-port: expected a port from 1024 to 65535"
+- expression: variables.said[?'keytide.dev/run-as-user'].orValue('1').matches('^[1-9][0-9]{0,9}$') && variables.user <= 2147483647
+  message: "keytide.dev/run-as-user: expected the number of a user other than 0, at most 2147483647"
+- expression: variables.said[?'keytide.dev/isolate-credentials'].orValue('true') in ['true', 'false']
+  message: "keytide.dev/isolate-credentials: expected true or false, in quotation marks"
+- expression: variables.said[?'keytide.dev/spool'].orValue('true') in ['true', 'false']
+  message: "keytide.dev/spool: expected true or false, in quotation marks"
+- expression: "!object.spec.?volumes.orValue([]).exists(v, v.name.startsWith('keytide-'))"
+  message: "the pod has a volume of its own whose name begins with keytide-: give it another name"
+{{- end }}
+
+{{/* The keytide.yaml of a pod without keytide.dev/config. What comes from annotations is checked before, and holds no quotation mark. */}}
+{{- define "keytide.injection.configuration" -}}
+'keytide:\n' +
+'  aws: {' + {{ if .Values.aws.region }}{{ printf "region: %q" .Values.aws.region | squote }}{{ else }}''{{ end }} +
+(variables.role == '' ? '' : ', expect_role: "' + variables.role + '"') + '}\n' +
+'  primary_secret: {name: "' + variables.secret + '"}\n' +
+(variables.env.size() == 0 ? '' : '  keys:\n' +
+  variables.env.map(n, '    - {name: "' + n + '", member: "' + n + '"}\n').join()) +
+'  outputs:\n' +
+'    - env_file: {path: /run/keytide/env/keys.env, format: posix}\n' +
+(variables.env.size() == 0 ? '' :
+  '    - env_file: {name: kubernetes, path: /run/keytide/env/kubernetes.env, format: kubernetes, keys: ["' +
+  variables.env.join('", "') + '"]}\n') +
+'  refresh: {startup_timeout: {{ .Values.startupTimeoutSeconds }}s}\n' +
+'  state: {directory: /run/keytide/private/state}\n' +
+'  http: {listen: "[::]:' + string(variables.port) + '"}\n' +
+'  admin: {socket: /run/keytide/private/admin.sock}\n'
+{{- end }}
+
+{{/* The operations on some containers: "list" (a variable), "path", "targets" (an expression), "context". */}}
+{{- define "keytide.injection.containers" -}}
+variables.{{ .list }}.filter(c, {{ .targets }}).map(c,
+  (has(c.volumeMounts) ? [] : [JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/volumeMounts', value: []}]) +
+  variables.mounts.filter(m, !c.?volumeMounts.orValue([]).exists(v, v.mountPath == m.mountPath)).map(m,
+    JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/volumeMounts/-', value: m}) +
+  (has(c.env) || variables.env.size() == 0 ? [] : [JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/env', value: []}]) +
+  variables.env.filter(n, !c.?env.orValue([]).exists(e, e.name == n)).map(n,
+    JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/env/0', value: {{ include "keytide.cel" (fromYaml (include "keytide.injection.variable" .)) }}})
+).flatten()
+{{- end }}
+
+{{- define "keytide.injection.variable" -}}
+name: {$cel: "n"}
+valueFrom:
+  fileKeyRef:
+    volumeName: keytide-env
+    path: kubernetes.env
+    key: {$cel: "n"}
+    optional: false
+{{- end }}
+
+{{/* The sidecar as an expression. */}}
+{{- define "keytide.injection.sidecar" -}}
+{{- $environment := printf "%s + (variables.role == '' ? [] : %s)"
+    (include "keytide.celOfList" (include "keytide.environment" .))
+    (include "keytide.celOfList" (include "keytide.roleEnvironment" (dict "role" (dict "$cel" "variables.role")))) }}
+{{- $with := include "keytide.celOfList" (include "keytide.ownMounts" (dict "context" . "files" true "spool" true)) }}
+{{- $without := include "keytide.celOfList" (include "keytide.ownMounts" (dict "context" . "files" true)) }}
+{{- $mounts := printf "(variables.spool ? %s : %s) + (variables.role == '' ? [] : %s)" $with $without
+    (include "keytide.celOfList" "- {name: keytide-token, mountPath: /var/run/secrets/keytide, readOnly: true}") }}
+{{- $container := include "keytide.container" (dict "context" . "sidecar" true
+    "port" (dict "$cel" "variables.port") "user" (dict "$cel" "variables.user")
+    "environment" (dict "$cel" $environment) "mounts" (dict "$cel" $mounts)) }}
+{{- include "keytide.cel" (fromYaml $container) }}
+{{- end }}

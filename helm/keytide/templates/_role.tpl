@@ -1,0 +1,47 @@
+{{/* The rules of the hub, as `keytide policy --kubernetes` prints them for the same configuration. */}}
+{{- define "keytide.rules" -}}
+{{- if .Values.rbac.rules }}
+{{- toYaml .Values.rbac.rules }}
+{{- else }}
+{{- $made := list }}{{ $filled := list }}{{ $leases := list }}{{ $events := list }}
+{{- range dig "keytide" "outputs" (list) .Values.config }}
+{{- with .kubernetes_secret }}
+{{- if eq (get . "create" | toString) "false" }}
+{{- $filled = append $filled .name }}
+{{- else }}
+{{- $made = append $made .name }}
+{{- end }}
+{{- $leases = append $leases (default (printf "keytide-%s" .name) .lease) }}
+{{- $name := .name }}
+{{- range list "synced" "updated" "repaired" "contested" "stale" "refused" "recovered" }}
+{{- $events = append $events (printf "%s.keytide-%s" $name .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $workloads := dict "daemonsets" list "deployments" list "statefulsets" list }}
+{{- range dig "keytide" "reload" (list) .Values.config }}
+{{- with .rollout }}
+{{- $rollout := . }}
+{{- range $kind := list "daemonset" "deployment" "statefulset" }}
+{{- with get $rollout $kind }}
+{{- $resource := printf "%ss" $kind }}
+{{- $_ := set $workloads $resource (append (get $workloads $resource) . | uniq | sortAlpha) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $rules := list
+    (dict "apiGroups" (list "") "resources" (list "secrets") "resourceNames" $made "verbs" (list "get" "list" "watch" "patch" "create"))
+    (dict "apiGroups" (list "") "resources" (list "secrets") "resourceNames" $filled "verbs" (list "get" "list" "watch" "patch"))
+    (dict "apiGroups" (list "coordination.k8s.io") "resources" (list "leases") "resourceNames" $leases "verbs" (list "get" "patch" "create"))
+    (dict "apiGroups" (list "") "resources" (list "events") "resourceNames" $events "verbs" (list "patch" "create")) }}
+{{- range $resource, $names := $workloads }}
+{{- $rules = append $rules (dict "apiGroups" (list "apps") "resources" (list $resource) "resourceNames" $names "verbs" (list "get" "patch")) }}
+{{- end }}
+{{- range $rules }}
+{{- if .resourceNames }}
+- {{ toYaml . | nindent 2 | trim }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
