@@ -27,14 +27,20 @@
 {{- if hasPrefix "keytide" $name }}{{ $name }}{{ else }}keytide-{{ $name }}{{ end }}
 {{- end }}
 
-{{- define "keytide.selectorLabels" -}}
+{{- define "keytide.instanceLabels" -}}
 app.kubernetes.io/name: {{ include "keytide.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Those of the hub's pods, which the pod of `helm test` does not have. */}}
+{{- define "keytide.selectorLabels" -}}
+{{ include "keytide.instanceLabels" . }}
+app.kubernetes.io/component: hub
+{{- end }}
+
 {{- define "keytide.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "keytide.selectorLabels" . }}
+{{ include "keytide.instanceLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
@@ -82,7 +88,15 @@ annotations:
 {{- if and .Values.config .Values.existingConfigMap }}
 {{- fail "config and existingConfigMap are both set: the configuration is in the values, or in a ConfigMap of yours" }}
 {{- end }}
-{{- toYaml .Values.config }}
+{{- $config := deepCopy .Values.config }}
+{{- $listen := dig "keytide" "http" "listen" "" $config }}
+{{- $port := int .Values.http.port }}
+{{- if and $config (not $listen) (ne $port 19847) }}
+{{- $config = mergeOverwrite $config (dict "keytide" (dict "http" (dict "listen" (printf "[::]:%d" $port)))) }}
+{{- else if and $listen (not (hasSuffix (printf ":%d" $port) $listen)) }}
+{{- fail (printf "config.keytide.http.listen is %s, and the probes ask port %d: set http.port to the same port" $listen $port) }}
+{{- end }}
+{{- toYaml $config }}
 {{- end }}
 
 {{/* Seconds of a duration such as 5m or 1h 30m. */}}
@@ -99,14 +113,27 @@ annotations:
 {{- $seconds }}
 {{- end }}
 
+{{/* Whether the cluster has the API. Without a cluster (`helm template`), Helm knows no kinds: then what the version has by default. */}}
+{{- define "keytide.canInject" -}}
+{{- if .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" }}yes
+{{- else if and (not (.Capabilities.APIVersions.Has "v1/Pod")) (semverCompare ">=1.36-0" .Capabilities.KubeVersion.Version) }}yes
+{{- end }}
+{{- end }}
+
 {{/* Values that cannot be meant, found before anything is installed. */}}
 {{- define "keytide.validate" -}}
 {{- $values := .Values }}
-{{- if and (eq $values.mode "injection") (not (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy")) }}
+{{- if and (eq $values.mode "injection") (not (include "keytide.canInject" .)) }}
 {{- fail "mode injection needs MutatingAdmissionPolicy (admissionregistration.k8s.io/v1), which this cluster does not have: Kubernetes has it from 1.36 on. Install with --set mode=sidecar instead: it prints a snippet for your pods, and does the same on every cluster with native sidecars (1.29)" }}
 {{- end }}
 {{- if and (eq $values.mode "hub") (not $values.config) (not $values.existingConfigMap) }}
 {{- fail "mode hub needs a configuration: config, or existingConfigMap" }}
+{{- end }}
+{{- if and (eq $values.mode "injection") (or $values.config $values.existingConfigMap) }}
+{{- fail "mode injection takes the configuration from the pods' annotations: config and existingConfigMap are for the modes sidecar and hub" }}
+{{- end }}
+{{- if and (eq $values.mode "hub") $values.config (not (dig "keytide" "outputs" (list) $values.config | toJson | contains "\"kubernetes_secret\"")) }}
+{{- fail "mode hub writes Kubernetes Secrets: config.keytide.outputs has no kubernetes_secret" }}
 {{- end }}
 {{- if and (eq $values.mode "hub") $values.existingConfigMap $values.rbac.create (not $values.rbac.rules) }}
 {{- fail "rbac.rules is empty, and the chart cannot read existingConfigMap: set it to the rules that `keytide policy --kubernetes --config keytide.yaml` prints, or rbac.create to false" }}

@@ -13,20 +13,19 @@ keytide in a pod. `keytide.sidecar` and `keytide.volumes` are for charts that ha
 
 {{/* A list with keytide's container, for `initContainers`, best as the first. */}}
 {{- define "keytide.sidecar" -}}
-- {{ include "keytide.container" (dict "context" . "sidecar" true) | nindent 2 | trim }}
+- {{ include "keytide.container" (dict "context" . "sidecar" true) | trim | nindent 2 | trim }}
 {{- end }}
 
 {{/* The volumes of the pod. */}}
 {{- define "keytide.volumes" -}}
-{{- $values := .Values }}
 - name: keytide-config
   configMap:
     name: {{ include "keytide.configMapName" . }}
-{{- include "keytide.memoryVolumes" (dict "context" . "spool" $values.sidecar.spool) }}
-{{- if $values.aws.roleArn }}
+{{- include "keytide.memoryVolumes" (dict "context" . "spool" .Values.sidecar.spool) }}
+{{- if .Values.aws.roleArn }}
 {{ include "keytide.tokenVolume" . }}
 {{- end }}
-{{- with $values.extraVolumes }}
+{{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -95,9 +94,9 @@ args:
 env: {{ toJson .environment }}
 {{- else }}
 env:
-  {{- include "keytide.environment" .context | nindent 2 }}
+  {{- include "keytide.environment" .context | trim | nindent 2 }}
   {{- if $values.aws.roleArn }}
-  {{- include "keytide.roleEnvironment" (dict "role" $values.aws.roleArn) | nindent 2 }}
+  {{- include "keytide.roleEnvironment" (dict "role" $values.aws.roleArn) | trim | nindent 2 }}
   {{- end }}
 {{- end }}
 {{- with $values.extraEnvFrom }}
@@ -213,15 +212,14 @@ volumeMounts:
 
 {{/* The printed snippet: a strategic merge patch of a workload, which can also be copied into one. */}}
 {{- define "keytide.patch" -}}
-{{- $values := .Values }}
 spec:
   template:
     metadata:
       labels:
         keytide.dev/sidecar: "true"
-      {{- if $values.sidecar.isolateCredentials }}
+      {{- if .Values.sidecar.isolateCredentials }}
       annotations:
-        eks.amazonaws.com/skip-containers: {{ join "," $values.sidecar.containers }}
+        eks.amazonaws.com/skip-containers: {{ join "," .Values.sidecar.containers | quote }}
       {{- end }}
     spec:
       $setElementOrder/initContainers:
@@ -229,14 +227,14 @@ spec:
       initContainers:
         {{- include "keytide.sidecar" . | nindent 8 }}
       containers:
-        {{- range $values.sidecar.containers }}
-        - name: {{ . }}
-          {{- with $values.sidecar.env }}
+        {{- range .Values.sidecar.containers }}
+        - name: {{ . | quote }}
+          {{- with $.Values.sidecar.env }}
           env:
             {{- range . }}
-            - name: {{ . }}
+            - name: {{ . | quote }}
               valueFrom:
-                fileKeyRef: {volumeName: keytide-env, path: kubernetes.env, key: {{ . }}, optional: false}
+                fileKeyRef: {volumeName: keytide-env, path: kubernetes.env, key: {{ . | quote }}, optional: false}
             {{- end }}
           {{- end }}
           volumeMounts:
