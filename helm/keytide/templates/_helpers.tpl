@@ -138,6 +138,11 @@ annotations:
 {{- if and (eq $values.mode "hub") $values.existingConfigMap $values.rbac.create (not $values.rbac.rules) }}
 {{- fail "rbac.rules is empty, and the chart cannot read existingConfigMap: set it to the rules that `keytide policy --kubernetes --config keytide.yaml` prints, or rbac.create to false" }}
 {{- end }}
+{{- with $values.aws }}
+{{- if and (or .secretsManagerEndpoint .stsEndpoint) (or .useFipsEndpoint .useDualstackEndpoint) }}
+{{- fail "aws has an endpoint of its own, and useFipsEndpoint or useDualstackEndpoint, which choose AWS's: keytide refuses both together" }}
+{{- end }}
+{{- end }}
 {{- if and $values.podDisruptionBudget.enabled (ne (toString $values.podDisruptionBudget.minAvailable) "") (ne (toString $values.podDisruptionBudget.maxUnavailable) "") }}
 {{- fail "podDisruptionBudget has minAvailable and maxUnavailable: Kubernetes takes one of them" }}
 {{- end }}

@@ -155,13 +155,13 @@ volumeMounts:
 - name: keytide-spool
   mountPath: /run/keytide/spool
 {{- end }}
+{{- with .context.Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- if .token }}
 - name: keytide-token
   mountPath: /var/run/secrets/keytide
   readOnly: true
-{{- end }}
-{{- with .context.Values.extraVolumeMounts }}
-{{ toYaml . }}
 {{- end }}
 {{- end }}
 
