@@ -1,5 +1,5 @@
 """Writes what is generated of the chart and of deploy/: the chart's README, the part of its schema that is keytide's own, the
-manifests for those who do not use Helm, and IAM's policies. `--check` only says what differs (tests/run chart)."""
+manifests for those who do not use Helm, and IAM's policies: `KEYTIDE_GENERATE=1 ./tests/run chart`. `--check` only says what differs."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ EXAMPLES = CHART / "examples"
 DEPLOY = ROOT / "deploy"
 CONSUMER = ROOT / "tests/chart/consumer"
 
-NOTICE = "# Made from helm/keytide by tests/chart/generate.py; do not edit.\n"
+NOTICE = "# Made from helm/keytide by tests/chart/generate.py: KEYTIDE_GENERATE=1 ./tests/run chart\n"
 
 
 def run(*command, **options):
@@ -111,7 +111,7 @@ def main():
                 path.write_text(text)
                 print(f"wrote {path.relative_to(ROOT)}")
     if check and stale:
-        sys.exit(f"not as tests/chart/generate.py writes it; run ./tests/run chart-files: {', '.join(stale)}")
+        sys.exit(f"not as tests/chart/generate.py writes it; KEYTIDE_GENERATE=1 ./tests/run chart does: {', '.join(stale)}")
 
 
 if __name__ == "__main__":

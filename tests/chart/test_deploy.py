@@ -1,0 +1,98 @@
+"""deploy/ works as it stands, as far as that shows without containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import yaml
+
+from conftest import CHART, RESTRICTED, ROOT, Cluster, Object, check, helm, keytide, objects_of, one, run, until, values_of
+
+COMPOSE = ROOT / "deploy/compose"
+LITELLM = ROOT / "deploy/litellm"
+
+
+def test_compose_loads_the_laptops_project() -> None:
+    project = json.loads(run(os.environ["KEYTIDE_COMPOSE_CONFIG"], COMPOSE / "compose.yaml")[0])
+    assert sorted(project["services"]) == ["app", "emulator", "keytide"]
+    assert {volume["driver_opts"]["type"] for volume in project["volumes"].values()} == {"tmpfs"}
+    for service in project["services"].values():
+        for mount in service["volumes"]:
+            if mount["type"] == "bind":
+                assert Path(mount["source"]).is_file(), mount
+        build = service.get("build", {})
+        assert "dockerfile" not in build or (Path(build["context"]) / build["dockerfile"]).is_file() or service is project["services"]["keytide"]
+    app = {m["target"]: m.get("read_only", False) for m in project["services"]["app"]["volumes"]}
+    assert app == {"/run/keytide/env": True, "/run/keytide/spool": False}
+
+
+def test_the_laptops_keytide_reads_the_laptops_aws(tmp_path: Path) -> None:
+    """The commands of the compose file, beside each other instead of in containers."""
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    memory = Path("/dev/shm") / f"keytide-compose-{secrets.token_hex(8)}"
+    for directory in ("env", "spool", "private"):
+        (memory / directory).mkdir(parents=True)
+    command = [word.replace("/etc/emulator", str(COMPOSE)).replace("0.0.0.0:4566", "127.0.0.1:0") for word in services["emulator"]["command"]]
+    emulator = subprocess.Popen([os.environ["KEYTIDE_EMULATOR_BINARY"], *command], stdout=subprocess.PIPE, text=True)
+    try:
+        url = re.search("AWS_ENDPOINT_URL=(.*)", emulator.stdout.readline())[1]
+        configuration = tmp_path / "keytide.yaml"
+        text = (COMPOSE / "keytide.yaml").read_text().replace("/run/keytide", str(memory)).replace("0.0.0.0:19847", "127.0.0.1:0")
+        configuration.write_text(text)
+        environment = services["keytide"]["environment"] | {"AWS_ENDPOINT_URL": url}
+        keytide("check", "--config", configuration, "--online", environment=environment)
+        keytide("run", "--once", "--config", configuration, environment=environment)
+        read = f". {memory}/env/keys.env; echo \"$OPENAI_API_KEY\""
+        assert run("sh", "-c", read)[0].strip() == json.loads((COMPOSE / "seed.json").read_text())["secrets"]["app/keys"]["OPENAI_API_KEY"]
+    finally:
+        emulator.kill()
+        emulator.wait()
+        shutil.rmtree(memory)
+
+
+def test_both_programs_take_the_file_of_the_litellm_example(tmp_path: Path) -> None:
+    role = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/litellm", "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/keytide/token"}
+    assert check((LITELLM / "config.yaml").read_text(), role, tmp_path).rstrip().endswith("\nvalid")
+    said = keytide("check", "--config", LITELLM / "config.yaml", "--shared-with-litellm", environment=role)
+    assert said.rstrip().endswith("\nvalid"), said
+
+
+def test_the_litellm_example_gets_its_sidecar_by_injection_and_by_the_patch(cluster: Cluster, tmp_path: Path) -> None:
+    text = cluster.kubectl("kustomize", LITELLM)[0]
+    objects = objects_of(text)
+    cluster.create("/api/v1/namespaces", {"metadata": {"name": "litellm", "labels": RESTRICTED}})
+    _, warnings = cluster.kubectl("apply", "--server-side", "--filename", "-", text=text)
+    assert warnings == ""
+    data = one(objects, "ConfigMap", "litellm")["data"]
+    assert data["keytide.yaml"] == (LITELLM / "config.yaml").read_text()
+    template = one(objects, "Deployment", "litellm")["spec"]["template"]
+
+    def pod_of(template: Object) -> tuple[int, Object]:
+        """The pod that a controller would make of it, or why there is none."""
+        labels, annotations = template["metadata"]["labels"], template["metadata"].get("annotations", {})
+        body = {"metadata": {"generateName": "litellm-", "labels": labels, "annotations": annotations}, "spec": template["spec"]}
+        return cluster.ask("POST", "/api/v1/namespaces/litellm/pods?dryRun=All", body)
+
+    said = cluster.helm("install", "litellm-keytide", CHART, "--namespace", "litellm", *values_of(LITELLM / "values.yaml", tmp_path))
+    patch = one(objects_of(cluster.helm("get", "manifest", "litellm-keytide", "--namespace", "litellm")), "ConfigMap", "litellm-keytide-sidecar")
+    assert "patch deployment APP" in said
+    cluster.kubectl("patch", "deployment", "litellm", "--namespace", "litellm", "--patch", patch["data"]["patch.yaml"])
+    status, patched = pod_of(json.loads(cluster.kubectl("get", "deployment", "litellm", "--namespace", "litellm", "--output", "json")[0])["spec"]["template"])
+    assert status == 201, patched["message"]
+    values = values_of({"injection": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "litellm"}}}}, tmp_path)
+    policies = helm("template", "litellm", CHART, "--kube-version", "1.36.0", "--skip-tests", *values)
+    cluster.kubectl("apply", "--filename", "-", text=policies)
+    injected = until(lambda: pod if "initContainers" in (pod := pod_of(template)[1]).get("spec", {}) else None, "the policy injects")
+    for pod in (patched, injected):
+        assert pod["spec"]["initContainers"][0]["name"] == "keytide"
+        mounts = {m["mountPath"]: m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
+        assert mounts == {"/etc/litellm": "config", "/tmp": "tmp", "/run/keytide/env": "keytide-env", "/run/keytide/spool": "keytide-spool"}
+    sidecars = [pod["spec"]["initContainers"][0] for pod in (patched, injected)]
+    assert sidecars[0] == sidecars[1]
