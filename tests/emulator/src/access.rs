@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::answer::{Refusal, Service};
 use crate::identifiers;
+use crate::oidc::OidcProvider;
 use crate::sigv4::{self, Claim};
 
 /// Allows some actions on some resources. There are no denials: what no statement allows is refused.
@@ -84,6 +85,9 @@ pub struct WebIdentity {
     /// What the token's `sub` has to be.
     #[serde(default)]
     pub subject: Option<String>,
+    /// The issuer of the [`OidcProvider`] whose tokens they have to be. If absent, nobody looks at signatures.
+    #[serde(default)]
+    pub provider: Option<String>,
 }
 
 /// A caller whose identity is proved.
@@ -114,6 +118,7 @@ pub(crate) struct Access {
     pub(crate) account: String,
     /// What a session lasts, whatever was asked for.
     pub(crate) session_lifetime: Option<Duration>,
+    pub(crate) oidc_providers: Vec<OidcProvider>,
     keys: BTreeMap<String, Key>,
     roles: BTreeMap<String, (Role, String)>,
 }
@@ -284,8 +289,12 @@ impl Principal {
 
 impl fmt::Debug for WebIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tokens, subject } = self;
-        f.debug_struct("WebIdentity").field("tokens", &tokens.len()).field("subject", subject).finish()
+        let Self { tokens, subject, provider } = self;
+        f.debug_struct("WebIdentity")
+            .field("tokens", &tokens.len())
+            .field("subject", subject)
+            .field("provider", provider)
+            .finish()
     }
 }
 
@@ -293,7 +302,13 @@ impl fmt::Debug for WebIdentity {
 
 impl Access {
     pub(crate) fn new(account: &str, session_lifetime: Option<Duration>) -> Self {
-        Self { account: account.to_owned(), session_lifetime, keys: BTreeMap::new(), roles: BTreeMap::new() }
+        Self {
+            account: account.to_owned(),
+            session_lifetime,
+            oidc_providers: Vec::new(),
+            keys: BTreeMap::new(),
+            roles: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn add_user(&mut self, user: User) {

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::access::{Role, User};
 use crate::eks_auth::PodIdentity;
+use crate::oidc::OidcProvider;
 use crate::secrets::Value;
 
 /// The state at the start. As JSON each field is optional; see `examples/seed.json`.
@@ -31,6 +32,8 @@ pub struct Seed {
     pub users: Vec<User>,
     /// The roles.
     pub roles: Vec<Role>,
+    /// The OpenID Connect providers, for roles that name one.
+    pub oidc_providers: Vec<OidcProvider>,
     /// What every session lasts, in seconds, whatever was asked for.
     pub session_lifetime_seconds: Option<u64>,
     /// The role that the Pod Identity agent gives out; none if absent.
@@ -94,6 +97,13 @@ impl Seed {
         self
     }
 
+    /// Also this provider.
+    #[must_use]
+    pub fn oidc_provider(mut self, provider: OidcProvider) -> Self {
+        self.oidc_providers.push(provider);
+        self
+    }
+
     /// Also this user.
     #[must_use]
     pub fn user(mut self, user: User) -> Self {
@@ -117,6 +127,7 @@ impl Default for Seed {
             secrets: BTreeMap::new(),
             users: vec![User::default()],
             roles: Vec::new(),
+            oidc_providers: Vec::new(),
             session_lifetime_seconds: None,
             pod_identity: None,
             instance_role: None,

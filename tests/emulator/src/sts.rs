@@ -12,7 +12,7 @@ use crate::answer::{Answer, Refusal, Service, escape};
 use crate::form::{Form, required};
 use crate::session_tags::SessionTags;
 
-/// What a web identity token says about itself. Nobody checks its signature here.
+/// What a web identity token says about itself. Whether it is true, an `OidcProvider` knows.
 #[derive(Default, Deserialize)]
 pub(crate) struct Claims {
     #[serde(default)]
@@ -20,11 +20,21 @@ pub(crate) struct Claims {
     #[serde(default)]
     aud: Json,
     #[serde(default)]
-    iss: String,
+    pub(crate) iss: String,
     pub(crate) exp: Option<i64>,
 }
 
 const HOUR: u32 = 3600;
+
+// === impl Claims ===
+
+impl Claims {
+    /// One, or a list.
+    pub(crate) fn audiences(&self) -> impl Iterator<Item = &str> {
+        let list = self.aud.as_array().into_iter().flatten();
+        self.aud.as_str().into_iter().chain(list.filter_map(Json::as_str))
+    }
+}
 
 /// Whether a call needs no signature.
 pub(crate) fn is_unsigned(action: &str) -> bool {
@@ -125,18 +135,22 @@ fn assume_role_with_web_identity(access: &mut Access, form: &Form, now_ms: i64) 
         let message = "Couldn't retrieve verification key from your identity provider";
         return Err(Refusal::new("InvalidIdentityToken", message));
     }
+    if let Some(issuer) = &trust.provider {
+        let provider = access.oidc_providers.iter().find(|provider| provider.issuer == *issuer);
+        provider.ok_or_else(denied)?.verify(token, &claims)?;
+    }
     if trust.subject.as_ref().is_some_and(|subject| *subject != claims.sub) {
         return Err(denied());
     }
     let session = open(access, role_arn, session_name, duration, Vec::new(), now_ms).ok_or_else(denied)?;
-    let Claims { sub, aud, iss, exp: _ } = claims;
-    let audience = aud.as_str().or_else(|| aud.get(0)?.as_str()).unwrap_or_default();
+    let audience = claims.audiences().next().unwrap_or_default();
+    let Claims { sub, iss, .. } = &claims;
     Ok(format!(
         "<SubjectFromWebIdentityToken>{}</SubjectFromWebIdentityToken><Audience>{}</Audience>\
          <Provider>{}</Provider>{}",
-        escape(&sub),
+        escape(sub),
         escape(audience),
-        escape(&iss),
+        escape(iss),
         session_xml(&session)
     ))
 }

@@ -31,9 +31,19 @@ pub(crate) struct World {
 impl World {
     /// Fails if the seed gives out a role that it does not have.
     pub(crate) fn new(seed: Seed, now_ms: i64) -> io::Result<Self> {
-        let Seed { region, account, secrets, users, roles, session_lifetime_seconds, pod_identity, instance_role } =
-            seed;
+        let Seed {
+            region,
+            account,
+            secrets,
+            users,
+            roles,
+            oidc_providers,
+            session_lifetime_seconds,
+            pod_identity,
+            instance_role,
+        } = seed;
         let mut access = Access::new(&account, session_lifetime_seconds.map(Duration::from_secs));
+        access.oidc_providers = oidc_providers;
         for user in users {
             access.add_user(user);
         }

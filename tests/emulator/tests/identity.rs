@@ -5,14 +5,21 @@
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use aws_sdk_sts::Client as Sts;
 use aws_sdk_sts::error::ProvideErrorMetadata as _;
 use aws_sdk_sts::operation::assume_role::builders::AssumeRoleFluentBuilder;
 use aws_sdk_sts::types::Tag;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
-use keytide_emulator::{Emulator, Fault, FaultKind, PodIdentity, Role, Seed, Service, Statement, User};
-use serde_json::Value as Json;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use keytide_emulator::{
+    Emulator, Fault, FaultKind, OidcProvider, PodIdentity, Role, Seed, Service, Statement, User, WebIdentity,
+};
+use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -288,6 +295,76 @@ async fn a_pod_has_to_show_its_token() {
     assert_eq!((requests[1].outcome.as_str(), requests[3].outcome.as_str()), ("200", "InvalidTokenException"));
     assert!(!format!("{requests:?}").contains("canary"));
     assert_eq!(serde_json::to_value(Service::EksAuth).unwrap(), "eks-auth");
+}
+
+// === OpenID Connect ===
+
+const ISSUER: &str = "https://oidc.eks.us-east-1.amazonaws.com/id/EXAMPLE";
+
+/// A key of an issuer.
+struct Signer(KeyPair);
+
+impl Signer {
+    fn new() -> Self {
+        Self(KeyPair::generate(KeySize::Rsa2048).unwrap())
+    }
+
+    fn token(&self, kid: &str, claims: &Json) -> String {
+        let part = |json: Json| URL_SAFE_NO_PAD.encode(json.to_string());
+        let message = format!("{}.{}", part(json!({"alg": "RS256", "kid": kid})), part(claims.clone()));
+        let mut signature = vec![0; self.0.public_modulus_len()];
+        self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature).unwrap();
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// As an issuer publishes it.
+    fn jwk(&self, kid: &str) -> Json {
+        // PKCS #1: a sequence of the modulus, of 256 bytes behind a zero, and the exponent 65537.
+        let modulus = self.0.public_key().as_ref().get(9..265).unwrap();
+        json!({"use": "sig", "kty": "RSA", "alg": "RS256", "kid": kid, "n": URL_SAFE_NO_PAD.encode(modulus), "e": "AQAB"})
+    }
+}
+
+#[tokio::test]
+async fn a_role_of_a_provider_is_assumed_with_a_token_that_the_provider_signed() {
+    let (signer, stranger) = (Signer::new(), Signer::new());
+    let keys = json!({"keys": [stranger.jwk("other"), signer.jwk("one")]});
+    let provider = json!({"issuer": ISSUER, "audiences": ["sts.amazonaws.com"], "keys": keys});
+    let provider: OidcProvider = serde_json::from_value(provider).unwrap();
+    let pod = "system:serviceaccount:shop:app";
+    let trust = |issuer: &str| WebIdentity {
+        provider: Some(issuer.to_owned()),
+        subject: Some(pod.to_owned()),
+        ..WebIdentity::default()
+    };
+    let role = |name: &str, issuer: &str| Role { web_identity: Some(trust(issuer)), ..Role::new(name) };
+    let seed = Seed::default().oidc_provider(provider).role(role("app", ISSUER)).role(role("none", "https://other"));
+    let emulator = Emulator::start_with(seed, ([127, 0, 0, 1], 0).into()).unwrap();
+    let sts = sts(&emulator.url(), owner());
+    let assume = async |role: &str, token: String| {
+        let request = sts.assume_role_with_web_identity().role_session_name("pod").web_identity_token(token);
+        code(request.role_arn(format!("arn:aws:iam::123456789012:role/{role}")).send().await)
+    };
+    let claims = json!({"iss": ISSUER, "aud": ["sts.amazonaws.com"], "sub": pod});
+    assert_eq!(assume("app", signer.token("one", &claims)).await, "ok");
+    let with = |name: &str, value: Json| {
+        let mut claims = claims.clone();
+        claims[name] = value;
+        signer.token("one", &claims)
+    };
+    let invalid = [
+        with("iss", json!("https://other")),
+        with("aud", json!("https://kubernetes.default.svc")),
+        signer.token("other", &claims),
+        stranger.token("one", &claims),
+        jwt(&claims.to_string()),
+    ];
+    for token in invalid {
+        assert_eq!(assume("app", token).await, "InvalidIdentityToken");
+    }
+    assert_eq!(assume("app", with("sub", json!("system:serviceaccount:shop:other"))).await, "AccessDenied");
+    assert_eq!(assume("app", with("exp", json!(1))).await, "ExpiredTokenException");
+    assert_eq!(assume("none", signer.token("one", &claims)).await, "AccessDenied");
 }
 
 // === the metadata service ===
