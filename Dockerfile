@@ -1,0 +1,45 @@
+# keytide's image: one static binary and the certificates of the public authorities.
+#
+#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg REVISION=… .
+#
+# A binary that is there already takes the place of the first stage: --build-context build=DIRECTORY, which holds `keytide`
+# and `ca-certificates.crt`. The same two files give the same image: SOURCE_DATE_EPOCH, or `buildah build --timestamp`.
+
+# Whatever has Rust, a C compiler and ca-certificates; here Debian's glibc, which the binary is linked with.
+ARG BUILDER=docker.io/library/rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
+
+FROM ${BUILDER} AS build
+ARG TARGETARCH
+# Where the source lies in the builder: the compiler's cache knows it by its path.
+ARG SOURCE=/src
+WORKDIR ${SOURCE}
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+COPY tests/emulator tests/emulator
+# The targets that Cargo.toml names have to be there.
+COPY tests tests
+COPY benches benches
+ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
+RUN set -eu; \
+    case "$TARGETARCH" in \
+      amd64) cpu=x86_64 ;; \
+      arm64) cpu=aarch64 ;; \
+      *) echo "no keytide for the architecture '$TARGETARCH': amd64 and arm64" >&2; exit 64 ;; \
+    esac; \
+    target=$cpu-unknown-linux-gnu; \
+    cargo build --release --locked --target "$target" --bin keytide; \
+    cp "target/$target/release/keytide" /etc/ssl/certs/ca-certificates.crt /
+
+FROM scratch
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="keytide" \
+      org.opencontainers.image.description="A secret-sync sidecar for Kubernetes: AWS Secrets Manager keys, always fresh, in a file your application can trust" \
+      org.opencontainers.image.source="https://github.com/keytide/keytide" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /keytide /keytide
+USER 65532:65532
+ENTRYPOINT ["/keytide"]

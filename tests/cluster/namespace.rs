@@ -1,0 +1,191 @@
+//! A namespace for each test, where Pod Security enforces a level.
+
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::Cluster,
+    wait::{until, within},
+};
+
+/// Removed, with all that is in it, with this value; a test that fails says first what is there.
+pub(crate) struct Namespace {
+    cluster: &'static Cluster,
+    name: String,
+}
+
+/// What a command in a container left.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Of the strictest level.
+    pub(crate) fn new(name: &str) -> Self {
+        Self::of_level(name, "restricted")
+    }
+
+    pub(crate) fn of_level(name: &str, level: &str) -> Self {
+        let cluster = Cluster::shared();
+        let namespace = Self { cluster, name: name.to_owned() };
+        let labels = json!({"pod-security.kubernetes.io/enforce": level});
+        namespace
+            .apply(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})]);
+        // Its maker is a controller, and a pod needs it.
+        until("the namespace's service account", || namespace.get("serviceaccount/default").is_some());
+        namespace
+    }
+
+    pub(crate) fn cluster(&self) -> &'static Cluster {
+        self.cluster
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `kubectl` in this namespace. Panics if it fails.
+    #[track_caller]
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat())
+    }
+
+    #[track_caller]
+    pub(crate) fn apply(&self, objects: &[Value]) {
+        self.cluster.apply(&self.name, objects);
+    }
+
+    /// None if there is no such object.
+    pub(crate) fn get(&self, object: &str) -> Option<Value> {
+        let arguments = ["--namespace", &self.name, "get", object, "--ignore-not-found", "--output", "json"];
+        let output = self.cluster.try_kubectl(&arguments, "");
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// The pods with this label `app`.
+    pub(crate) fn pods(&self, app: &str) -> Vec<Value> {
+        let list = self.kubectl(&["get", "pods", "--selector", &format!("app={app}"), "--output", "json"]);
+        let mut list: Value = serde_json::from_str(&list).unwrap();
+        list["items"].as_array_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Waits until a pod is ready.
+    #[track_caller]
+    pub(crate) fn until_ready(&self, pod: &str) {
+        self.until_condition(pod, "Ready");
+    }
+
+    #[track_caller]
+    pub(crate) fn until_condition(&self, object: &str, condition: &str) {
+        let object = if object.contains('/') { object.to_owned() } else { format!("pod/{object}") };
+        self.kubectl(&["wait", "--for", &format!("condition={condition}"), &object, "--timeout", "120s"]);
+    }
+
+    /// Waits until a pod is gone.
+    #[track_caller]
+    pub(crate) fn until_gone(&self, pod: &str) {
+        until("the pod to be gone", || self.get(&format!("pod/{pod}")).is_none());
+    }
+
+    /// Runs a command in a container of a pod.
+    pub(crate) fn run_in(&self, pod: &str, container: &str, command: &[&str]) -> Ran {
+        let arguments = [&["--namespace", &self.name, "exec", pod, "--container", container, "--"], command].concat();
+        let output = self.cluster.try_kubectl(&arguments, "");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ran { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// What a command prints that has to succeed.
+    #[track_caller]
+    pub(crate) fn exec(&self, pod: &str, container: &str, command: &[&str]) -> String {
+        let ran = self.run_in(pod, container, command);
+        assert!(ran.success, "{command:?} in {pod}: {}", ran.stderr);
+        ran.stdout
+    }
+
+    pub(crate) fn log(&self, pod: &str, container: &str) -> String {
+        self.kubectl(&["logs", pod, "--container", container])
+    }
+
+    #[track_caller]
+    pub(crate) fn until_log(&self, pod: &str, container: &str, text: &str) {
+        let seen = || {
+            let arguments = ["--namespace", &self.name, "logs", pod, "--container", container];
+            let output = self.cluster.try_kubectl(&arguments, "");
+            String::from_utf8_lossy(&output.stdout).contains(text)
+        };
+        assert!(within(crate::wait::PATIENCE, seen), "waited for {text:?} in the log of {pod}, {container}");
+    }
+
+    pub(crate) fn describe(&self, pod: &str) -> String {
+        self.kubectl(&["describe", "pod", pod])
+    }
+
+    #[track_caller]
+    pub(crate) fn until_described(&self, pod: &str, text: &str) {
+        let seen = within(crate::wait::PATIENCE, || self.describe(pod).contains(text));
+        assert!(seen, "waited for {text:?} in the description of {pod}:\n{}", self.describe(pod));
+    }
+
+    /// The address of a pod, which is reached from here as from the node.
+    #[track_caller]
+    pub(crate) fn address(&self, pod: &str) -> String {
+        let mut address = String::new();
+        until("the pod's address", || {
+            let found = self.get(&format!("pod/{pod}")).unwrap_or_default();
+            address = found["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+            !address.is_empty()
+        });
+        address
+    }
+
+    /// The status of a container of a pod, be it an init container.
+    pub(crate) fn container(&self, pod: &str, container: &str) -> Value {
+        let found = self.get(&format!("pod/{pod}")).unwrap_or_default();
+        let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| found["status"][list].clone());
+        let mut all = statuses.iter().filter_map(Value::as_array).flatten();
+        all.find(|status| status["name"] == container).cloned().unwrap_or_default()
+    }
+
+    /// The process id of a container's first process, as the node sees it.
+    #[track_caller]
+    pub(crate) fn process(&self, pod: &str, container: &str) -> String {
+        let id = self.container(pod, container)["containerID"].as_str().unwrap_or_default().to_owned();
+        let id = id.trim_start_matches("containerd://");
+        let list = run_on_node("ctr", &["--namespace", "k8s.io", "task", "list"]);
+        let line = list.lines().find(|line| !id.is_empty() && line.starts_with(id)).map(str::to_owned);
+        let line = line.unwrap_or_else(|| panic!("no task of {pod}, {container}:\n{list}"));
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    }
+}
+
+impl Drop for Namespace {
+    #[expect(clippy::print_stderr, reason = "what a person needs who looks at a failed test")]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for arguments in [
+                &["get", "pods", "--output", "wide"][..],
+                &["describe", "pods"],
+                &["get", "events", "--sort-by", "{.lastTimestamp}"],
+                &["logs", "--selector", "app", "--all-containers", "--tail", "40", "--prefix"],
+            ] {
+                let output = self.cluster.try_kubectl(&[&["--namespace", &self.name], arguments].concat(), "");
+                eprintln!("--- {} in {}\n{}", arguments.join(" "), self.name, String::from_utf8_lossy(&output.stdout));
+            }
+        }
+        self.cluster.try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], "");
+    }
+}
+
+/// Runs a program of the node, which has to succeed.
+#[track_caller]
+pub(crate) fn run_on_node(program: &str, arguments: &[&str]) -> String {
+    let mut command = Cluster::shared().command(program);
+    crate::cluster::success(arguments, crate::cluster::run(command.args(arguments), ""))
+}
