@@ -1,4 +1,4 @@
-//! IAM's OpenID Connect providers: whose web identity tokens are to be believed, and by which keys.
+//! IAM's OIDC providers: whose web identity tokens are to be believed, and by which keys.
 
 use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine as _;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::answer::Refusal;
 use crate::sts::Claims;
 
-/// An OpenID Connect provider, such as a cluster of EKS.
+/// An OIDC provider, such as a cluster of EKS.
 ///
 /// AWS fetches its keys from the issuer; here they are given.
 #[derive(Clone, Debug, Deserialize)]

@@ -32,7 +32,7 @@ pub struct Seed {
     pub users: Vec<User>,
     /// The roles.
     pub roles: Vec<Role>,
-    /// The OpenID Connect providers, for roles that name one.
+    /// The OIDC providers, for roles that name one.
     pub oidc_providers: Vec<OidcProvider>,
     /// What every session lasts, in seconds, whatever was asked for.
     pub session_lifetime_seconds: Option<u64>,
