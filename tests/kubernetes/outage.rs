@@ -349,6 +349,8 @@ fn a_lease_that_was_lost_is_held_again_and_nothing_is_written_in_between() {
         let lost = Instant::now();
         let fault = kube.gate.fault(of_lease(fault));
         until("the Lease to be lost", || daemon.metric("keytide_lease_held", &[]) == 0.0);
+        let reading = ["keytide_refresh_interval_seconds", "keytide_keys"];
+        until("no key to be counted", || reading.iter().all(|name| daemon.metric(name, &[]) == 0.0));
         let before = applies(&kube);
         kube.stage.aws.put("prod/a", value);
         // No hot loop, also where it is outrun each time.
