@@ -404,7 +404,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         Command::Refresh(args) => status::refresh(&args.socket.socket, args.accept_removals, args.output),
         Command::Exec(ExecArgs { env_files: files, format, wait, on_change, stop_timeout, keeper, command }) => {
             let format = format.format();
-            exec::exec(&exec::Asked { files, format, wait, on_change, stop_timeout, keeper, command })
+            exec::exec(&exec::Asked { files, format, wait, on_change, stop_timeout, command, keeper })
         }
         Command::Install { directory } => install::install(&directory),
         Command::Push(PushArgs { name, op, alias, new_name, recovery_window_in_days, wait, spool }) => {
@@ -609,7 +609,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn any_duration(text: &str) -> Result<Duration, String> {
     let parsed: Option<jiff::SignedDuration> = text.parse().ok();
     // A year is as good as ever, and can be added to any time.
-    let year = Duration::from_secs(365 * 24 * 60 * 60);
+    let year = Duration::from_hours(365 * 24);
     parsed
         .and_then(|duration| Duration::try_from(duration).ok())
         .map(|duration| duration.min(year))

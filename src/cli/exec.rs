@@ -1,9 +1,9 @@
 //! `keytide exec`: a command with the variables of env files, told or started again when they change.
 //!
-//! The process that stays beside the command holds no value but while it reads: the command is started by another keytide
-//! (`program.rs`), which reads the files, takes the variables over, and becomes the command. Nothing that the standard
-//! library copies on the way to `execve` is left in memory, and what must be done to a process before it is the command can
-//! be done without `unsafe`.
+//! The process that stays beside the command holds no value but while it reads: the command is started by another
+//! keytide (`program.rs`), which reads the files, takes the variables over, and becomes the command. Nothing that the
+//! standard library copies on the way to `execve` is left in memory, and what must be done to a process before it is
+//! the command can be done without `unsafe`.
 
 mod child;
 mod files;
@@ -59,8 +59,8 @@ pub(super) enum OnChange {
 
 /// The first file is looked for this often: it is waited for, and for a short time.
 const SOON: Duration = Duration::from_millis(100);
-/// Changes are looked for this often, by the files' stamps. Not by a watch: a user has 128 of them on a node, for all pods,
-/// and there are none over virtiofs or NFS.
+/// Changes are looked for this often, by the files' stamps. Not by a watch: a user has 128 of them on a node, for all
+/// pods, and there are none over virtiofs or NFS.
 const LOOK: Duration = Duration::from_secs(1);
 /// As the defaults of `keytide.reload`; the start counts as telling, so that what is told has had the time to listen.
 const PACE: Pace = Pace {
@@ -136,7 +136,6 @@ async fn first(asked: &Asked, files: &mut Files<'_>, signals: &mut Signals) -> R
     loop {
         match files.look() {
             Look::Fingerprint(fingerprint) => return Ok(fingerprint),
-            Look::Same => {}
             Look::Problem(problem) if !asked.wait.is_zero() => {
                 tracing::info!(
                     "waits up to {} s to start {}: {problem}",
@@ -144,7 +143,7 @@ async fn first(asked: &Asked, files: &mut Files<'_>, signals: &mut Signals) -> R
                     name_of(&asked.command)
                 );
             }
-            Look::Problem(_) => {}
+            Look::Problem(_) | Look::Same => {}
         }
         let now = Instant::now();
         if now >= end {
@@ -307,7 +306,7 @@ async fn at(instant: Option<Instant>) {
 
 /// The command in messages: without its arguments, and without the directories before it.
 fn name_of(command: &[OsString]) -> String {
-    let program = command.first().map(Path::new).unwrap_or(Path::new(""));
+    let program = command.first().map_or(Path::new(""), Path::new);
     program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()
 }
 

@@ -36,7 +36,8 @@ pub(super) fn install(directory: &Path) -> Exit {
         Ok(true) => {
             if !cfg!(target_feature = "crt-static") {
                 complain(
-                    "this keytide is not static: it starts only where its C library is (build with -C target-feature=+crt-static)",
+                    "this keytide is not static: it starts only where its C library is \
+                     (build with -C target-feature=+crt-static)",
                 );
             }
             print(&format!("installed keytide {version} as {}\n", target.display()))

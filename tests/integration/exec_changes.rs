@@ -172,7 +172,8 @@ fn a_signal_to_end_that_comes_while_the_command_is_started_again_ends_it() {
 #[test]
 fn a_command_that_was_told_to_end_is_not_started_again() {
     let stage = Stage::new();
-    let drains = "trap 'echo told to end' TERM; echo \"has $KEY.\"; i=0; while [ $i -lt 150 ]; do i=$((i+1)); sleep 0.1; done; exit 4";
+    let drains = "trap 'echo told to end' TERM; echo \"has $KEY.\"; i=0; \
+                  while [ $i -lt 150 ]; do i=$((i+1)); sleep 0.1; done; exit 4";
     let mut started = start(&stage, "restart", &[], drains);
     started.signal(Signal::TERM);
     started.until_log("told to end");

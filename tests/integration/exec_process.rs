@@ -1,4 +1,5 @@
-//! `keytide exec` as a process: signals, orphans, the first process of a container, terminals, and who may look into it.
+//! `keytide exec` as a process: signals, orphans, the first process of a container, terminals, and who may look into
+//! it.
 
 use std::{
     fs::{self, File},
@@ -176,7 +177,7 @@ fn the_first_process_of_a_container_passes_signals_on_and_buries_orphans() {
     let mut started = stage.start(as_first(&stage, &["--env-file", &file], &script));
     started.until_log("parent 1");
     until("two orphans", || stage.read("orphans").lines().count() == 2);
-    std::thread::sleep(std::time::Duration::from_millis(1000));
+    std::thread::sleep(std::time::Duration::from_secs(1));
     let first = fs::read_to_string(format!("/proc/{0}/task/{0}/children", started.id())).unwrap();
     let first = Pid::from_raw(first.trim().parse().unwrap()).unwrap();
     kill_process(first, Signal::TERM).unwrap();

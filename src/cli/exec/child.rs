@@ -22,9 +22,9 @@ pub(super) struct Child {
 impl Child {
     /// Starts a keytide that becomes the command.
     ///
-    /// Without a terminal in a process group of its own: what is sent to the whole group of this process reaches the command
-    /// once. With one in this process's: Ctrl-C, Ctrl-Z, `fg` and reading from the terminal do what they do without keytide.
-    #[expect(clippy::zombie_processes, reason = "`bury` waits for it, together with orphans")]
+    /// Without a terminal in a process group of its own: what is sent to the whole group of this process reaches the
+    /// command once. With one in this process's: Ctrl-C, Ctrl-Z, `fg` and reading from the terminal do what they do
+    /// without keytide.
     pub(super) fn start(asked: &Asked) -> io::Result<Self> {
         let apart = terminal().is_none();
         let mut command = Command::new(program::of_this_process());
@@ -57,8 +57,8 @@ impl Child {
             && terminal().is_some_and(|terminal| tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
     }
 
-    /// Takes away all children that ended; the code of the command, if it is among them. `alone`: what is left of its group is
-    /// then killed, so that two generations do not get into each other's way.
+    /// Takes away all children that ended; the code of the command, if it is among them. `alone`: what is left of its
+    /// group is then killed, so that two generations do not get into each other's way.
     pub(super) fn bury(&self, alone: bool) -> Option<u8> {
         let mut code = None;
         while let Ok(Some((id, status))) = wait(WaitOptions::NOHANG) {

@@ -121,7 +121,8 @@ fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => "is not there".to_owned(),
         io::ErrorKind::PermissionDenied => format!(
-            "cannot be read by user {}: permission denied; let keytide write it for that user (outputs.env_file.mode, group)",
+            "cannot be read by user {}: permission denied; let keytide write it for that user \
+             (outputs.env_file.mode, group)",
             rustix::process::geteuid().as_raw()
         ),
         io::ErrorKind::UnexpectedEof => "became shorter while it was read".to_owned(),

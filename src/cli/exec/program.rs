@@ -1,4 +1,5 @@
-//! The keytide that becomes the command: it reads the files, finds the program, and is replaced by it with all its memory.
+//! The keytide that becomes the command: it reads the files, finds the program, and is replaced by it with all its
+//! memory.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -57,7 +58,7 @@ pub(super) fn become_command(asked: &Asked, keeper: i32) -> Exit {
         Err(problem) => return failed(&format!("failed to start {}: {problem}", super::name_of(&asked.command))),
     };
     let Some((name, arguments)) = asked.command.split_first() else { return Exit::Usage };
-    let program = match find(name, path(&variables)) {
+    let program = match find(name, &path(&variables)) {
         Ok(program) => program,
         Err((code, message)) => return refused(code, &message),
     };
@@ -72,21 +73,23 @@ pub(super) fn become_command(asked: &Asked, keeper: i32) -> Exit {
         io::ErrorKind::NotFound => (
             NOT_FOUND,
             format!(
-                "failed to start {shown}: the interpreter or loader that it names is not in this image (a script whose #! \
-                 leads nowhere, or a program for another C library)"
+                "failed to start {shown}: the interpreter or loader that it names is not in this image \
+                 (a script whose #! leads nowhere, or a program for another C library)"
             ),
         ),
         io::ErrorKind::PermissionDenied => (
             CANNOT_START,
             format!(
-                "failed to start {shown}: permission denied; expected an executable file, on a file system without noexec"
+                "failed to start {shown}: permission denied; expected an executable file, on a file \
+                 system without noexec"
             ),
         ),
         io::ErrorKind::ArgumentListTooLong => (CANNOT_START, too_long(&shown.to_string(), &variables)),
         kind => (
             CANNOT_START,
             format!(
-                "failed to start {shown}: {kind}; expected a program of this machine's kind, or a script that begins with #!"
+                "failed to start {shown}: {kind}; expected a program of this machine's kind, or a \
+                 script that begins with #!"
             ),
         ),
     };
@@ -98,13 +101,13 @@ fn too_long(program: &str, variables: &Variables) -> String {
     let longest = variables.iter().find(|(name, value)| name.as_str().len() + value.len() + 2 > LONGEST);
     match longest {
         Some((name, _)) => format!(
-            "failed to start {program}: {name} is longer than the {} KiB that the system gives a variable; let the application \
-             read it from a file (outputs.files)",
+            "failed to start {program}: {name} is longer than the {} KiB that the system gives a variable; let the \
+             application read it from a file (outputs.files)",
             LONGEST / 1024
         ),
         None => format!(
-            "failed to start {program}: variables and arguments are longer together than the system allows (a quarter of the \
-             stack's limit, `ulimit -s`)"
+            "failed to start {program}: variables and arguments are longer together than the system allows (a \
+             quarter of the stack's limit, `ulimit -s`)"
         ),
     }
 }
@@ -123,7 +126,7 @@ fn path(variables: &Variables) -> OsString {
 }
 
 /// The program that a shell would start.
-fn find(name: &OsStr, path: OsString) -> Result<PathBuf, (u8, String)> {
+fn find(name: &OsStr, path: &OsStr) -> Result<PathBuf, (u8, String)> {
     let shown = name.to_string_lossy();
     if name.as_bytes().contains(&b'/') {
         let program = PathBuf::from(name);
@@ -139,7 +142,7 @@ fn find(name: &OsStr, path: OsString) -> Result<PathBuf, (u8, String)> {
         };
     }
     let mut closed = None;
-    for directory in std::env::split_paths(&path) {
+    for directory in std::env::split_paths(path) {
         // An empty part is the working directory.
         let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
         let candidate = directory.join(name);
@@ -155,7 +158,8 @@ fn find(name: &OsStr, path: OsString) -> Result<PathBuf, (u8, String)> {
         None => (
             NOT_FOUND,
             format!(
-                "failed to start {shown}: there is no program of that name in PATH; expected its path, or one of those there"
+                "failed to start {shown}: there is no program of that name in PATH; expected its path, or \
+                 one of those there"
             ),
         ),
     })

@@ -39,7 +39,8 @@ const OF_JOBS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
-        // What this process was told to ignore, as `nohup` does, the command is to ignore as well: a handler would end that.
+        // What this process was told to ignore, as `nohup` does, the command is to ignore as well: a handler would end
+        // that.
         let ignored = ignored();
         let jobs: &[Signal] = if child::terminal().is_some() { &[] } else { &OF_JOBS };
         let passed_on = PASSED_ON.iter().chain(jobs).filter(|signal| ignored & mask(signal.as_raw()) == 0);
