@@ -73,6 +73,7 @@ const PAGES: [&str; 7] = [
     include_str!("../docs/LITELLM.md"),
     include_str!("../docs/OPERATIONS.md"),
     include_str!("../docs/SPOOL.md"),
+    include_str!("../deploy/litellm/README.md"),
 ];
 
 /// Every `keytide` command of a block is one that keytide understands.

@@ -285,6 +285,15 @@ def test_the_role_of_the_values_is_for_pods_that_name_none(rich: Policies) -> No
         assert config_of(injected)["aws"]["expect_role"] == role
 
 
+def test_a_large_pod_is_within_what_the_api_server_spends_on_a_policy(policies: Policies) -> None:
+    own = [{"name": f"OWN_{i}", "value": "x"} for i in range(60)]
+    mounts = [{"name": "data", "mountPath": f"/data/{i}"} for i in range(20)]
+    containers = [{"name": f"app-{i}", "image": "app", "env": own, "volumeMounts": mounts} for i in range(20)]
+    names = [f"KEY_{i}" for i in range(60)]
+    injected = policies.create(pod(SECRET | {"keytide.dev/env": ",".join(names)}, containers, volumes=[{"name": "data", "emptyDir": {}}]))
+    assert {len(c["env"]) for c in injected["spec"]["containers"]} == {120}
+
+
 # === Who gets nothing
 
 

@@ -79,7 +79,7 @@ resourceRules:
   message: "keytide.dev/containers: expected names of containers of this pod, separated by commas"
 - expression: variables.env.all(n, n.matches('^[A-Za-z_][A-Za-z0-9_]*$'))
   message: "keytide.dev/env: expected names of environment variables, separated by commas"
-- expression: variables.env.all(n, variables.env.filter(m, m == n).size() == 1)
+- expression: variables.env.distinct().size() == variables.env.size()
   message: "keytide.dev/env: a name is there twice"
 - expression: variables.said[?'keytide.dev/http-port'].orValue('1024').matches('^[1-9][0-9]{3,4}$') && variables.port >= 1024 && variables.port <= 65535
   message: "keytide.dev/http-port: expected a port from 1024 to 65535"
@@ -112,15 +112,20 @@ resourceRules:
 '  admin: {socket: /run/keytide/private/admin.sock}\n'
 {{- end }}
 
-{{/* The operations on some containers: "list" (a variable), "path", "targets" (an expression), "context". */}}
+{{/*
+The operations on some containers: "list" (a variable), "path". `have` is bound by a list of one, since CEL as Kubernetes has it binds nothing
+else, and what is evaluated for each variable of each container is what a large pod costs.
+*/}}
 {{- define "keytide.injection.containers" -}}
-variables.{{ .list }}.filter(c, {{ .targets }}).map(c,
-  (has(c.volumeMounts) ? [] : [JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/volumeMounts', value: []}]) +
-  variables.mounts.filter(m, !c.?volumeMounts.orValue([]).exists(v, v.mountPath == m.mountPath)).map(m,
-    JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/volumeMounts/-', value: m}) +
-  (has(c.env) || variables.env.size() == 0 ? [] : [JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/env', value: []}]) +
-  variables.env.filter(n, !c.?env.orValue([]).exists(e, e.name == n)).map(n,
-    JSONPatch{op: 'add', path: {{ squote .path }} + string(variables.{{ .list }}.indexOf(c)) + '/env/0', value: {{ include "keytide.cel" (fromYaml (include "keytide.injection.variable" .)) }}})
+{{- $path := printf "'%s' + string(i)" .path }}
+{{- $container := printf "variables.%s[i]" .list -}}
+lists.range(variables.{{ .list }}.size()).filter(i, {{ $container }}.name in variables.targets).map(i,
+  (has({{ $container }}.volumeMounts) ? [] : [JSONPatch{op: 'add', path: {{ $path }} + '/volumeMounts', value: []}]) +
+  [{{ $container }}.?volumeMounts.orValue([]).map(m, m.mountPath)].map(have, variables.mounts.filter(m, !(m.mountPath in have)).map(m,
+    JSONPatch{op: 'add', path: {{ $path }} + '/volumeMounts/-', value: m}))[0] +
+  (has({{ $container }}.env) || variables.env.size() == 0 ? [] : [JSONPatch{op: 'add', path: {{ $path }} + '/env', value: []}]) +
+  [{{ $container }}.?env.orValue([]).map(e, e.name)].map(have, variables.env.filter(n, !(n in have)).map(n,
+    JSONPatch{op: 'add', path: {{ $path }} + '/env/0', value: {{ include "keytide.cel" (fromYaml (include "keytide.injection.variable" .)) }}}))[0]
 ).flatten()
 {{- end }}
 
