@@ -318,33 +318,68 @@ fn on_a_terminal_the_command_reads_and_ctrl_c_reaches_it_once() {
     assert_eq!(stage.read("seen").matches("interrupted").count(), 1, "{}", stage.read("seen"));
 }
 
-/// The static binary in a root directory that holds nothing else: no shell, no C library, no /proc, no /dev.
-#[test]
-#[ignore = "needs the static binary and root: KEYTIDE_TESTED_BINARY, ./tests/run footprint"]
-fn an_empty_image_is_enough() {
+/// A root directory with the static binary and an env file: no shell, no C library, no /proc, no /dev.
+fn empty_image(stage: &Stage) -> String {
     assert!(is_root(), "chroot needs root");
-    let stage = Stage::new();
-    let root = stage.make_directory("root", 0o755);
-    let root = root.display().to_string();
+    let root = stage.make_directory("root", 0o755).display().to_string();
     let installed = stage.keytide(&["install", &root]);
     assert_eq!(installed.status.code(), Some(0), "{}", stderr(&installed));
-    put(&stage, "root/keys.env", "KEY='1'\n");
-    for (command, says) in [("keytide", "keytide 0"), ("/keytide", "keytide 0")] {
-        let mut chroot = Command::new("chroot");
-        chroot.args([
-            "--userspec",
-            &format!("{USER}:{USER}"),
-            &root,
-            "/keytide",
-            "exec",
-            "--env-file",
-            "/keys.env",
-            "--",
-        ]);
-        chroot.args([command, "--version"]).env_clear().env("PATH", "/usr/bin:/");
-        // `chroot` itself is looked for in the tests' own PATH.
-        let output = chroot.output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(stdout(&output).starts_with(says), "{}", stdout(&output));
+    put(stage, "root/run/keytide/env/keys.env", "KEY='1'\n");
+    root
+}
+
+/// This command as the first process of a container with this root directory.
+fn contained(stage: &Stage, root: &str, arguments: &str) -> Daemon {
+    let mut unshare = Command::new("unshare");
+    let user = USER.to_string();
+    unshare.args(["--pid", "--fork", "--kill-child", "--root", root, "--setgid", &user, "--setuid", &user]);
+    unshare.args(arguments.split(' ')).env_clear().env("PATH", "/:/usr/bin").stdin(Stdio::null());
+    stage.start(unshare)
+}
+
+/// The cases of `tests/exec/cases`; `code` says what is expected of each.
+fn each_case(stage: &Stage, root: &str, code: impl Fn(i32, &str) -> i32) {
+    let cases = include_str!("../exec/cases").lines().filter(|line| !line.starts_with('#'));
+    let mut seen = 0;
+    for case in cases {
+        let [expected, says, arguments] = case.split('\t').collect::<Vec<_>>()[..] else { panic!("{case}") };
+        let expected = code(expected.parse().unwrap(), arguments);
+        let mut contained = contained(stage, root, arguments);
+        if expected == 6 {
+            contained.until_log(says);
+            let first = fs::read_to_string(format!("/proc/{0}/task/{0}/children", contained.id())).unwrap();
+            let first = Pid::from_raw(first.trim().parse().unwrap()).unwrap();
+            kill_process(first, Signal::TERM).unwrap();
+        }
+        assert_eq!(contained.wait(), expected, "{arguments}: {}", contained.log());
+        assert!(expected == 127 || contained.log().contains(says), "{arguments}: {}", contained.log());
+        seen += 1;
     }
+    assert!(seen >= 8, "{seen}");
+}
+
+#[test]
+#[ignore = "needs the static binary and root: ./tests/run footprint"]
+fn an_empty_image_is_enough() {
+    let stage = Stage::new();
+    let root = empty_image(&stage);
+    each_case(
+        &stage,
+        &root,
+        |code, arguments| if arguments.contains("application") && code < 64 && code > 1 { 127 } else { code },
+    );
+}
+
+#[test]
+#[ignore = "needs the static binary, root and musl-gcc: ./tests/run footprint"]
+fn an_image_with_nothing_but_musl_is_enough() {
+    let stage = Stage::new();
+    let root = empty_image(&stage);
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/exec/application.c");
+    let application = stage.path("root/application");
+    assert!(Command::new("musl-gcc").args(["-O1", "-o"]).arg(&application).arg(source).status().unwrap().success());
+    let loader = format!("/lib/ld-musl-{}.so.1", std::env::consts::ARCH);
+    fs::create_dir(stage.path("root/lib")).unwrap();
+    fs::copy(&loader, stage.path(&format!("root{loader}"))).unwrap();
+    each_case(&stage, &root, |code, _| code);
 }
