@@ -13,7 +13,7 @@ from typing import Callable
 
 import yaml
 
-from conftest import CHART, RESTRICTED, ROOT, Cluster, Object, check, helm, keytide, objects_of, one, run, until, values_of
+from conftest import CHART, RESTRICTED, ROOT, Cluster, Object, check, environment_of, helm, keytide, objects_of, one, run, until, values_of
 
 COMPOSE = ROOT / "deploy/compose"
 LITELLM = ROOT / "deploy/litellm"
@@ -55,6 +55,18 @@ def test_the_laptops_keytide_reads_the_laptops_aws(tmp_path: Path) -> None:
         emulator.kill()
         emulator.wait()
         shutil.rmtree(memory)
+
+
+def test_keytide_accepts_every_configuration_of_the_manifests(tmp_path: Path) -> None:
+    found = 0
+    for file in (ROOT / "deploy/kubernetes").glob("*.yaml"):
+        objects = objects_of(file.read_text())
+        for data in (o["data"] for o in objects if o["kind"] == "ConfigMap"):
+            template = one(objects, "Deployment")["spec"]["template"]["spec"]
+            container = next(c for c in template.get("initContainers", []) + template["containers"] if c["name"] == "keytide")
+            assert check(data["keytide.yaml"], environment_of(container), tmp_path).rstrip().endswith("\nvalid")
+            found += 1
+    assert found == 2
 
 
 def test_both_programs_take_the_file_of_the_litellm_example(tmp_path: Path) -> None:

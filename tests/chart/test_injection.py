@@ -42,7 +42,7 @@ class Policies:
 
     def __init__(self, cluster: Cluster, text: str, name: str, namespace: str):
         self.cluster, self.namespace = cluster, namespace
-        self.objects = [o for o in objects_of(text) if o["apiVersion"].startswith("admissionregistration")]
+        self.objects = objects_of(text)
         cluster.kubectl("apply", "--filename", "-", text=yaml.safe_dump_all(self.objects))
         # The API server takes a moment to see them.
         needs = "keytide.dev/inject needs one of two annotations"
@@ -384,6 +384,32 @@ def test_a_pod_that_asks_in_vain_is_refused(release: Callable[..., Policies], cl
     cluster.kubectl("delete", "MutatingAdmissionPolicyBinding", name)
     message = until(lambda: lone.refusal(pod(SECRET)), "nothing is injected any more")
     assert f"the MutatingAdmissionPolicy {name} or its binding is missing" in message
+
+
+def test_whoever_patches_a_workload_is_warned_of_what_its_pods_will_be_refused_for(policies: Policies, cluster: Cluster) -> None:
+    def workload(kind: str, group: str, annotations: dict[str, str], **spec: Any) -> str:
+        template = pod(annotations, [{"name": "app", "image": "app"}], **spec)
+        template["metadata"].pop("generateName")
+        template["metadata"]["labels"]["app"] = "app"
+        selector = {} if kind == "Job" else {"selector": {"matchLabels": {"app": "app"}}}
+        return yaml.safe_dump({"apiVersion": group, "kind": kind, "metadata": {"name": "app"}, "spec": {"template": template, **selector}})
+
+    def warning(*arguments: str, text: str | None = None) -> str:
+        return cluster.kubectl(*arguments, "--namespace", policies.namespace, text=text)[1]
+
+    create = ("create", "--dry-run=server", "--filename", "-")
+    until(lambda: "keytide.dev/env: expected" in warning(*create, text=workload("Deployment", "apps/v1", SECRET | {"keytide.dev/env": "1A"})),
+          "the policy is in force")
+    for kind, group, spec in (("Deployment", "apps/v1", {}), ("StatefulSet", "apps/v1", {}), ("DaemonSet", "apps/v1", {}),
+                              ("Job", "batch/v1", {"restartPolicy": "Never"})):
+        assert warning(*create, text=workload(kind, group, SECRET, **spec)) == "", kind
+        assert "keytide.dev/http-port: expected" in warning(*create, text=workload(kind, group, SECRET | {"keytide.dev/http-port": "1"}, **spec)), kind
+        assert "keytide.dev/containers: expected" in warning(*create, text=workload(kind, group, SECRET | {"keytide.dev/containers": "x"}, **spec)), kind
+    assert warning("create", "--filename", "-", text=workload("Deployment", "apps/v1", SECRET)) == ""
+    annotations = {"spec": {"template": {"metadata": {"annotations": {"keytide.dev/role-arn": "my-app"}}}}}
+    assert "keytide.dev/role-arn: expected" in warning("patch", "deployment", "app", "--patch", yaml.safe_dump(annotations))
+    windows = workload("StatefulSet", "apps/v1", {}, os={"name": "windows"})
+    assert warning(*create, text=windows) == ""
 
 
 def test_the_configuration_of_a_pod_stays_as_the_policy_wrote_it(policies: Policies, cluster: Cluster) -> None:

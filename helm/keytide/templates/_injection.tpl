@@ -1,19 +1,24 @@
 {{/* What the two policies of injection share. */}}
 
-{{/* Pods that are not for keytide: of Windows, with a sidecar already, or mirrors of a node's own files. */}}
+{{/* Pods that are not for keytide: of Windows, or with a sidecar already. "pod" as below. */}}
 {{- define "keytide.injection.matchConditions" -}}
 - name: is-not-of-windows
   expression: >-
-    object.spec.?os.name.orValue('') != 'windows' &&
-    object.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') != 'windows'
+    {{ .pod }}.spec.?os.name.orValue('') != 'windows' &&
+    {{ .pod }}.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') != 'windows'
 - name: has-no-sidecar
   expression: >-
-    !object.spec.?initContainers.orValue([]).exists(c, c.name == 'keytide') &&
-    !object.spec.containers.exists(c, c.name == 'keytide')
+    !{{ .pod }}.spec.?initContainers.orValue([]).exists(c, c.name == 'keytide') &&
+    !{{ .pod }}.spec.containers.exists(c, c.name == 'keytide')
+{{- end }}
+
+{{/* The API server's mirror of a pod that a node has from a file cannot be changed. */}}
+{{- define "keytide.injection.noMirror" -}}
 - name: is-no-mirror
   expression: "!('kubernetes.io/config.mirror' in object.metadata.?annotations.orValue({}))"
 {{- end }}
 
+{{/* New pods with the label. */}}
 {{- define "keytide.injection.matchConstraints" -}}
 {{- with .Values.injection.namespaceSelector }}
 namespaceSelector:
@@ -29,16 +34,18 @@ resourceRules:
     resources: [pods]
 {{- end }}
 
-{{/* What the annotations say. Each is defined for every text, since a variable that fails refuses the pod without a good word. */}}
+{{/* What the annotations say. Each is defined for every text, since a variable that fails refuses the pod without a good word:
+"context", "pod" (an expression: the pod, or a workload's template). */}}
 {{- define "keytide.injection.variables" -}}
+{{- $values := .context.Values }}
 - name: said
-  expression: object.metadata.?annotations.orValue({})
+  expression: {{ .pod }}.metadata.?annotations.orValue({})
 - name: config
   expression: variables.said[?'keytide.dev/config'].orValue('')
 - name: secret
   expression: variables.said[?'keytide.dev/primary-secret'].orValue('')
 - name: role
-  expression: variables.said[?'keytide.dev/role-arn'].orValue({{ squote .Values.aws.roleArn }})
+  expression: variables.said[?'keytide.dev/role-arn'].orValue({{ squote $values.aws.roleArn }})
 - name: env
   expression: variables.said[?'keytide.dev/env'].orValue('').split(',').map(n, n.trim()).filter(n, n != '')
 - name: listed
@@ -46,17 +53,19 @@ resourceRules:
 - name: port
   expression: >-
     variables.said[?'keytide.dev/http-port'].orValue('').matches('^[1-9][0-9]{3,4}$')
-    ? int(variables.said['keytide.dev/http-port']) : {{ int .Values.http.port }}
+    ? int(variables.said['keytide.dev/http-port']) : {{ int $values.http.port }}
 - name: user
   expression: >-
     variables.said[?'keytide.dev/run-as-user'].orValue('').matches('^[1-9][0-9]{0,9}$')
-    ? int(variables.said['keytide.dev/run-as-user']) : {{ int64 .Values.securityContext.runAsUser }}
+    ? int(variables.said['keytide.dev/run-as-user']) : {{ int64 $values.securityContext.runAsUser }}
 - name: spool
   expression: variables.said[?'keytide.dev/spool'].orValue('') == 'true'
 - name: own
-  expression: object.spec.containers
+  expression: {{ .pod }}.spec.containers
+- name: volumes
+  expression: {{ .pod }}.spec.?volumes.orValue([])
 - name: ownInit
-  expression: object.spec.?initContainers.orValue([])
+  expression: {{ .pod }}.spec.?initContainers.orValue([])
 {{- end }}
 
 {{/* What the annotations may say: what is true of a good pod, and what to tell people of another one. */}}
@@ -89,7 +98,7 @@ resourceRules:
   message: "keytide.dev/isolate-credentials: expected true or false, in quotation marks"
 - expression: variables.said[?'keytide.dev/spool'].orValue('true') in ['true', 'false']
   message: "keytide.dev/spool: expected true or false, in quotation marks"
-- expression: "!object.spec.?volumes.orValue([]).exists(v, v.name.startsWith('keytide-'))"
+- expression: "!variables.volumes.exists(v, v.name.startsWith('keytide-'))"
   message: "the pod has a volume of its own whose name begins with keytide-: give it another name"
 {{- end }}
 
