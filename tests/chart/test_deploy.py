@@ -13,7 +13,7 @@ from typing import Callable
 
 import yaml
 
-from conftest import CHART, RESTRICTED, ROOT, Cluster, Object, check, environment_of, helm, keytide, objects_of, one, run, until, values_of
+from conftest import CHART, PROGRAMS, RESTRICTED, ROOT, Cluster, Object, check, environment_of, helm, keytide, objects_of, one, run, until, values_of
 
 COMPOSE = ROOT / "deploy/compose"
 LITELLM = ROOT / "deploy/litellm"
@@ -67,6 +67,36 @@ def test_keytide_accepts_every_configuration_of_the_manifests(tmp_path: Path) ->
             assert check(data["keytide.yaml"], environment_of(container), tmp_path).rstrip().endswith("\nvalid")
             found += 1
     assert found == 2
+
+
+def test_the_two_commands_of_the_readme_bring_an_application_its_keys(cluster: Cluster, tmp_path: Path) -> None:
+    block = (ROOT / "README.md").read_text().split("## In Kubernetes\n")[1].split("```sh\n")[1].split("```")[0]
+    (tmp_path / "helm").symlink_to(os.environ["KEYTIDE_HELM"])
+    (tmp_path / "kubectl").symlink_to(PROGRAMS / "kubectl")
+    container = {"name": "app", "image": "app"}
+    workload = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "my-app"}, "spec": {
+        "selector": {"matchLabels": {"app": "my-app"}}, "template": {"metadata": {"labels": {"app": "my-app"}}, "spec": {"containers": [container]}}}}
+    cluster.kubectl("create", "--filename", "-", text=yaml.safe_dump(workload))
+    namespace = cluster.namespace()
+    environment = cluster.environment() | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def pod() -> Object:
+        template = json.loads(cluster.kubectl("get", "deployment", "my-app", "--output", "json")[0])["spec"]["template"]
+        template["metadata"] = {"generateName": "my-app-", "labels": template["metadata"]["labels"], "annotations": template["metadata"].get("annotations", {})}
+        return cluster.ask("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", template)[1].get("spec", {})
+
+    try:
+        done = subprocess.run(["sh", "-euc", block], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "deployment.apps/my-app patched" in done.stdout, done.stderr
+        injected = until(lambda: spec if "initContainers" in (spec := pod()) else None, "the sidecar is in the pod")
+        assert [c["name"] for c in injected["initContainers"]] == ["keytide"]
+        assert sorted(v["name"] for v in injected["containers"][0]["env"]) == ["DATABASE_URL", "OPENAI_API_KEY"]
+        assert environment_of(injected["initContainers"][0])["AWS_ROLE_ARN"] == "arn:aws:iam::123456789012:role/my-app"
+    finally:
+        cluster.helm("uninstall", "keytide", "--namespace", "keytide")
+        cluster.kubectl("delete", "deployment", "my-app")
+    left = {"metadata": {"generateName": "x-", "labels": {"keytide.dev/inject": "true"}}, "spec": {"containers": [container]}}
+    until(lambda: cluster.ask("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", left)[0] == 201, "nothing asks for annotations any more")
 
 
 def test_both_programs_take_the_file_of_the_litellm_example(tmp_path: Path) -> None:
