@@ -10,11 +10,11 @@ use crate::{
     wait::until,
 };
 
-const AUDIENCE: &str = "sts.amazonaws.com";
-const ROLE: &str = "arn:aws:iam::123456789012:role/app";
+pub(crate) const AUDIENCE: &str = "sts.amazonaws.com";
+pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/app";
 
 /// An AWS that trusts the tokens of this cluster's issuer, by the keys that its API server publishes; sessions end soon.
-fn aws(namespace: &Namespace) -> Aws {
+pub(crate) fn aws(namespace: &Namespace) -> Aws {
     let published =
         |path: &str| -> Value { serde_json::from_str(&Cluster::shared().kubectl(&["get", "--raw", path])).unwrap() };
     let discovery = published("/.well-known/openid-configuration");
@@ -37,6 +37,7 @@ fn a_token_of_the_service_account_is_exchanged_for_the_role_and_renewed() {
     let sidecar = Sidecar::new(&aws).web_identity(ROLE, AUDIENCE);
     sidecar.start(&namespace, "app", application("cat /run/keytide/env/keys.env; env; cat /proc/mounts; sleep 600"));
     namespace.until_ready("app");
+    namespace.until_log("app", "app", " /proc ");
     let log = namespace.log("app", "app");
     assert!(log.contains("API_KEY='abc'"), "{log}");
     assert!(!log.contains("AWS_ROLE") && !log.contains("/var/run/secrets"), "the token is keytide's alone: {log}");

@@ -55,6 +55,24 @@ fn a_rotation_arrives_in_the_file_that_the_application_reads() {
 }
 
 #[test]
+fn an_application_that_is_signalled_reads_the_rotated_key() {
+    let namespace = Namespace::new("signal");
+    let aws = Aws::start(&namespace, &keys());
+    let script = "trap '. /run/keytide/env/keys.env; echo reads $API_KEY' HUP; echo waits; while :; do sleep 0.2; done";
+    let mut spec = application(script);
+    spec["shareProcessNamespace"] = json!(true);
+    // A signal goes to processes of the same user only.
+    spec["securityContext"]["runAsUser"] = json!(65532);
+    let mut sidecar = Sidecar::new(&aws);
+    sidecar.config += "reload:\n  - signal: {process: sh, signal: HUP, debounce: 0s, splay: 0s, outputs: [env_file]}\n";
+    sidecar.start(&namespace, "app", spec);
+    namespace.until_log("app", "app", "waits");
+    aws.put("app", &json!({"API_KEY": "rotated", "DB_PASSWORD": "two"}));
+    namespace.until_log("app", "app", "reads rotated");
+    assert_eq!(namespace.container("app", "app")["restartCount"], 0);
+}
+
+#[test]
 fn the_sidecar_runs_beside_any_user_with_and_without_a_group_for_volumes() {
     let namespace = Namespace::of_level("users", "baseline");
     let aws = Aws::start(&namespace, &keys());
