@@ -15,11 +15,11 @@ ARG SOURCE=/src
 WORKDIR ${SOURCE}
 COPY Cargo.toml Cargo.lock ./
 COPY src src
-COPY tests/emulator tests/emulator
-# The targets that Cargo.toml names have to be there.
+# Not compiled, but cargo wants what Cargo.toml names.
 COPY tests tests
 COPY benches benches
 ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
+# To build for another machine, the builder has to have Rust's library for it, and its GCC under the usual name.
 RUN set -eu; \
     case "$TARGETARCH" in \
       amd64) cpu=x86_64 ;; \
@@ -27,6 +27,8 @@ RUN set -eu; \
       *) echo "no keytide for the architecture '$TARGETARCH': amd64 and arm64" >&2; exit 64 ;; \
     esac; \
     target=$cpu-unknown-linux-gnu; \
+    [ "$(uname -m)" = "$cpu" ] || export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+      CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc; \
     cargo build --release --locked --target "$target" --bin keytide; \
     cp "target/$target/release/keytide" /etc/ssl/certs/ca-certificates.crt /
 

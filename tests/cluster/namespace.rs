@@ -139,7 +139,7 @@ impl Namespace {
         let mut address = String::new();
         until("the pod's address", || {
             let found = self.get(&format!("pod/{pod}")).unwrap_or_default();
-            address = found["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+            found["status"]["podIP"].as_str().unwrap_or_default().clone_into(&mut address);
             !address.is_empty()
         });
         address

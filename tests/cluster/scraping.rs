@@ -20,6 +20,7 @@ const LISTEN: &str = "127.0.0.1:9090";
 /// Prometheus, ended with the test.
 struct Prometheus {
     process: Child,
+    address: &'static str,
 }
 
 impl Prometheus {
@@ -39,7 +40,7 @@ impl Prometheus {
         command.arg(format!("--storage.tsdb.path={}", directory.join("data").display()));
         command.arg(format!("--web.listen-address={LISTEN}")).stdin(Stdio::null());
         let process = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        Self { process }
+        Self { process, address: LISTEN }
     }
 
     fn log(&self) -> String {
@@ -49,7 +50,7 @@ impl Prometheus {
 
     /// The data of an answer of its API.
     fn ask(&self, path: &str) -> Value {
-        let answer = ask(LISTEN, "GET", &format!("/api/v1/{path}"), "");
+        let answer = ask(self.address, "GET", &format!("/api/v1/{path}"), "");
         let body: Value = answer.and_then(|answer| serde_json::from_str(&answer.body).ok()).unwrap_or_default();
         body["data"].clone()
     }
@@ -109,7 +110,7 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     until("the alert to resolve", || prometheus.alerts("Stale").is_empty() && !aws.is_down());
 }
 
-/// The port of a pod that is called as the PodMonitor calls it. Debian's Prometheus cannot ask the API server itself.
+/// The port of a pod that is called as `PodMonitor` calls it. Debian's Prometheus cannot ask the API server itself.
 fn target(namespace: &Namespace, pod: &str) -> String {
     let found = namespace.get(&format!("pod/{pod}")).unwrap();
     let containers = ["initContainers", "containers"].map(|list| found["spec"][list].clone());

@@ -146,7 +146,7 @@ impl Sidecar {
     /// A pod of this name with an application of this specification.
     pub(crate) fn start(&self, namespace: &Namespace, name: &str, mut spec: Value) {
         self.inject(name, &mut spec);
-        namespace.apply(&[self.config_map(name), pod(name, spec)]);
+        namespace.apply(&[self.config_map(name), pod(name, &spec)]);
     }
 
     /// The same as something that has a template of pods, such as a Deployment.
@@ -163,7 +163,7 @@ fn push(list: &mut Value, value: Value) {
     }
 }
 
-pub(crate) fn pod(name: &str, spec: Value) -> Value {
+pub(crate) fn pod(name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec})
 }
 

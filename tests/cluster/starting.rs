@@ -128,7 +128,7 @@ fn the_sidecar_delays_a_pod_by_little() {
             if with == 1 {
                 Sidecar::new(&aws).start(&namespace, &name, application(WAIT));
             } else {
-                namespace.apply(&[pod(&name, application(WAIT))]);
+                namespace.apply(&[pod(&name, &application(WAIT))]);
             }
             namespace.until_ready(&name);
             times.push(began.elapsed());

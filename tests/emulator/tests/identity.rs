@@ -297,7 +297,7 @@ async fn a_pod_has_to_show_its_token() {
     assert_eq!(serde_json::to_value(Service::EksAuth).unwrap(), "eks-auth");
 }
 
-// === OpenID Connect ===
+// === OIDC ===
 
 const ISSUER: &str = "https://oidc.eks.us-east-1.amazonaws.com/id/EXAMPLE";
 
