@@ -8,6 +8,7 @@
 
 mod aws;
 mod cluster;
+mod hub;
 mod identity;
 mod namespace;
 mod node;

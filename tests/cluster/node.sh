@@ -162,7 +162,7 @@ up() {
 
 finish() {
   kill -KILL "$1"
-  wait "$1"
+  wait "$1" 2>/dev/null
 }
 
 exec 3>>"$directory/orders.log"

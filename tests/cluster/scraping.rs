@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     aws::{Aws, ask},
     cluster::Cluster,
+    hub::grant,
     namespace::Namespace,
     sidecar::{Sidecar, application},
     wait::{PATIENCE, until, within},
@@ -88,7 +89,8 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     sidecar.environment.push(json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}));
     let mut spec = application("sleep 600");
     spec["automountServiceAccountToken"] = json!(true);
-    grant(&namespace);
+    grant(&namespace, "keytide", &sidecar.file());
+    spec["serviceAccountName"] = json!("keytide");
     sidecar.start(&namespace, "app", spec);
     namespace.until_ready("app");
     let stale = json!({"alert": "Stale", "expr": "keytide_keys{state=\"stale\"} > 0", "for": "1s"});
@@ -118,20 +120,4 @@ fn target(namespace: &Namespace, pod: &str) -> String {
         containers.iter().filter_map(Value::as_array).flatten().filter_map(|container| container["ports"].as_array());
     let port = ports.flatten().find(|port| port["name"] == "keytide").unwrap();
     format!("{}:{}", namespace.address(pod), port["containerPort"])
-}
-
-/// What `keytide policy --kubernetes` says, for the Secret and its Lease.
-fn grant(namespace: &Namespace) {
-    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "resourceNames": ["keys"], "verbs": verbs});
-    let rules = [
-        rule("", "secrets", &["get", "list", "watch", "create", "patch"]),
-        rule("coordination.k8s.io", "leases", &["get", "create", "patch", "update"]),
-    ];
-    let metadata = json!({"name": "keytide"});
-    namespace.apply(&[
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules}),
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "keytide"},
-            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": namespace.name()}]}),
-    ]);
 }

@@ -68,15 +68,35 @@ impl Sidecar {
         self
     }
 
-    /// The ConfigMap of its configuration.
-    fn config_map(&self, name: &str) -> Value {
+    pub(crate) fn config(mut self, config: &str) -> Self {
+        config.clone_into(&mut self.config);
+        self
+    }
+
+    /// The whole configuration.
+    pub(crate) fn file(&self) -> String {
         let mut text = String::from("keytide:\n  aws: {region: us-east-1, allow_plain_http: true}\n");
         for line in self.config.lines() {
             text = text + "  " + line + "\n";
         }
         text +=
             "  state: {directory: /run/keytide/private/state}\n  admin: {socket: /run/keytide/private/admin.sock}\n";
+        text
+    }
+
+    /// The `ConfigMap` of its configuration.
+    pub(crate) fn config_map(&self, name: &str) -> Value {
+        let text = self.file();
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"keytide.yaml": text}})
+    }
+
+    /// The specification of a pod of its own, with the Kubernetes API.
+    pub(crate) fn hub(&self, name: &str) -> Value {
+        let mut container = self.container();
+        container.as_object_mut().unwrap().remove("restartPolicy");
+        let pod = json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
+        push(&mut container["env"], pod);
+        json!({"containers": [container], "volumes": self.volumes(name)})
     }
 
     fn container(&self) -> Value {

@@ -1,0 +1,73 @@
+//! A hub: keytide as a Deployment of its own, which writes a Kubernetes Secret and restarts who reads it.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::{
+    aws::Aws,
+    cluster::{run, success},
+    namespace::Namespace,
+    sidecar::{Sidecar, application},
+    wait::until,
+};
+
+/// The service account `keytide`, with the Role that keytide prints for this configuration, and nothing else.
+pub(crate) fn grant(namespace: &Namespace, account: &str, config: &str) {
+    let file = namespace.cluster().directory().join(format!("{}.yaml", namespace.name()));
+    std::fs::write(&file, config).unwrap();
+    let file = file.display().to_string();
+    let arguments = ["policy", "--kubernetes", "--config", &file, "--output", "json"];
+    let printed = success(&arguments, run(Command::new(env!("CARGO_BIN_EXE_keytide")).args(arguments), ""));
+    let role: Value = serde_json::from_str(&printed).unwrap();
+    let name = role["metadata"]["name"].clone();
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace.name()}]});
+    namespace.apply(&[
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}}),
+        role,
+        binding,
+    ]);
+}
+
+fn deployment(name: &str, replicas: u32, spec: &Value) -> Value {
+    let labels = json!({"app": name});
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": spec}}})
+}
+
+#[test]
+fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application() {
+    let namespace = Namespace::new("hub");
+    let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
+    // It waits for the Secret that it names.
+    let mut spec = application("echo reads $API_KEY; trap 'exit 0' TERM; while :; do sleep 0.2; done");
+    spec["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "keys"}}]);
+    namespace.apply(&[deployment("app", 1, &spec)]);
+    let hub = Sidecar::new(&aws).config(
+        "primary_secret: {name: app}\nrefresh: {interval: 1s, jitter: 0}\noutputs:\n  - kubernetes_secret: {name: keys}\n\
+         reload:\n  - rollout: {deployment: app, splay: 0s, min_interval: 1s}\n",
+    );
+    grant(&namespace, "keytide", &hub.file());
+    let mut spec = hub.hub("hub");
+    spec["serviceAccountName"] = json!("keytide");
+    namespace.apply(&[hub.config_map("hub"), deployment("hub", 2, &spec)]);
+    namespace.kubectl(&["rollout", "status", "deployment/hub", "--timeout", "120s"]);
+    until("the Secret", || namespace.get("secret/keys").is_some());
+    namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
+    let reads = || namespace.kubectl(&["logs", "deployment/app"]);
+    until("the key", || reads() == "reads one\n");
+    aws.put("app", &json!({"API_KEY": "rotated"}));
+    let one_reads = |text: &str| {
+        namespace.pods("app").iter().filter_map(|pod| pod["metadata"]["name"].as_str()).any(|pod| {
+            let arguments = ["--namespace", namespace.name(), "logs", pod];
+            namespace.cluster().try_kubectl(&arguments, "").stdout == text.as_bytes()
+        })
+    };
+    until("a pod with the rotated key", || one_reads("reads rotated\n"));
+    namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
+    let revisions = namespace.kubectl(&["get", "replicasets", "--selector", "app=app", "--output", "name"]);
+    assert_eq!(revisions.lines().count(), 2, "one restart for one change: {revisions}");
+}
