@@ -1,6 +1,9 @@
 # keytide's image: one static binary and the certificates of the public authorities.
 #
-#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg REVISION=… .
+#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg REVISION=… \
+#     --output type=image,name=…,oci-mediatypes=true,compression=zstd,compression-level=22,force-compression=true .
+#
+# With zstd it is a fifth smaller than with gzip; containerd has read it since 1.5, Docker since 23.
 #
 # A binary that is there already takes the place of the first stage: --build-context build=DIRECTORY, which holds `keytide`
 # and `ca-certificates.crt`. The same two files give the same image: SOURCE_DATE_EPOCH, or `buildah build --timestamp`.
@@ -18,11 +21,14 @@ COPY src src
 # Not compiled, but cargo wants what Cargo.toml names.
 COPY tests tests
 COPY benches benches
+# The flags of a release, which tests/run reads here.
 ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
+# And for amd64, where Rust links with lld: the same code once only, and what hardly ever runs apart from the rest.
+ENV LLDFLAGS="-C link-arg=-Wl,--icf=all -C link-arg=-Wl,-z,keep-text-section-prefix -C link-arg=-Wl,-O2"
 # To build for another machine, the builder has to have Rust's library for it, and its GCC under the usual name.
 RUN set -eu; \
     case "$TARGETARCH" in \
-      amd64) cpu=x86_64 ;; \
+      amd64) cpu=x86_64; export RUSTFLAGS="$RUSTFLAGS $LLDFLAGS" ;; \
       arm64) cpu=aarch64 ;; \
       *) echo "no keytide for the architecture '$TARGETARCH': amd64 and arm64" >&2; exit 64 ;; \
     esac; \

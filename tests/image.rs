@@ -59,7 +59,7 @@ impl Image {
         let root = bundle.path().join("rootfs");
         fs::create_dir(&root).unwrap();
         for layer in self.layers() {
-            assert!(Command::new("tar").arg("-xzf").arg(layer).arg("-C").arg(&root).status().unwrap().success());
+            assert!(Command::new("tar").args(["--zstd", "-xf"]).arg(layer).arg("-C").arg(&root).status().unwrap().success());
         }
         let config = self.config();
         let (user, group) = config["config"]["User"].as_str().unwrap().split_once(':').unwrap();
@@ -128,7 +128,7 @@ fn it_holds_the_binary_and_the_certificates_and_nothing_else() {
     let image = Image::read("built");
     let mut files = Vec::new();
     for layer in image.layers() {
-        let output = Command::new("tar").arg("-tvzf").arg(layer).output().unwrap();
+        let output = Command::new("tar").args(["--zstd", "-tvf"]).arg(layer).output().unwrap();
         let list = printed(&output);
         files.extend(list.lines().filter(|line| !line.starts_with('d')).map(str::to_owned));
     }
@@ -173,4 +173,8 @@ fn it_runs_without_network_writable_files_and_rights() {
     let refused = check(&config.replace("region", "regoin"));
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("regoin"), "{refused:?}");
+    // And starts others, where there is no shell and nothing else.
+    let keys = [("/etc/keytide/keys.env", "VERSION='1'\n")];
+    let words = ["exec", "--env-file", "/etc/keytide/keys.env", "--", "/keytide", "--version"];
+    assert_eq!(printed(&image.run(&words, &keys)), version);
 }
