@@ -59,7 +59,9 @@ impl Image {
         let root = bundle.path().join("rootfs");
         fs::create_dir(&root).unwrap();
         for layer in self.layers() {
-            assert!(Command::new("tar").args(["--zstd", "-xf"]).arg(layer).arg("-C").arg(&root).status().unwrap().success());
+            assert!(
+                Command::new("tar").args(["--zstd", "-xf"]).arg(layer).arg("-C").arg(&root).status().unwrap().success()
+            );
         }
         let config = self.config();
         let (user, group) = config["config"]["User"].as_str().unwrap().split_once(':').unwrap();
