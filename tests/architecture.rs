@@ -41,11 +41,12 @@ const LAYERS: [(&str, u8); 28] = [
 ];
 
 /// The only uses inside a layer.
-const ARROWS: [(&str, &str); 16] = [
+const ARROWS: [(&str, &str); 17] = [
     ("reload", "kubernetes"),
     ("source", "aws"),
     ("aws", "http_client"),
     ("aws", "small_file"),
+    ("kubernetes", "small_file"),
     ("reload", "http_client"),
     ("reload", "output"),
     ("reload", "small_file"),

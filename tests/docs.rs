@@ -65,7 +65,7 @@ fn every_promise_names_a_test_that_exists() {
 }
 
 /// The pages that people copy from.
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     include_str!("../README.md"),
     include_str!("../docs/CONFIGURATION.md"),
     include_str!("../docs/EXEC.md"),
