@@ -65,6 +65,8 @@ const AMBIGUOUS: &str =
 const TWICE: &str = "its name was given before";
 const NUL: &str = "it holds a NUL, which no environment can hold";
 const NOT_UTF8: &str = "it is not UTF-8";
+const CR_LF: &str = "its lines end in CR LF; expected LF";
+const BOM: &str = "it begins with a byte order mark; expected none";
 
 // === impl Variables ===
 
@@ -78,6 +80,9 @@ impl Variables {
             let before = content.get(..error.valid_up_to()).and_then(|before| std::str::from_utf8(before).ok());
             Malformed::Line { line: 1 + before.unwrap_or_default().matches('\n').count(), what: NOT_UTF8 }
         })?;
+        if text.starts_with('\u{feff}') {
+            return Err(Malformed::Line { line: 1, what: BOM });
+        }
         match format {
             Some(Format::Json) => json(text),
             None if text.trim_start().starts_with('{') => json(text),
@@ -132,6 +137,9 @@ fn lines(text: &str, format: Option<Format>) -> Result<Variables, Malformed> {
             line += 1;
             continue;
         }
+        if rest.starts_with("\r\n") {
+            return Err(wrong(CR_LF));
+        }
         let (name, after) = rest.split_once('=').ok_or_else(|| wrong(NO_ENTRY))?;
         let name = EnvName::parse(name).map_err(|_| wrong(NO_ENTRY))?;
         let (value, after) = value(after, format).map_err(wrong)?;
@@ -182,6 +190,9 @@ fn value(text: &str, format: Option<Format>) -> Result<(SecretValue, &str), &'st
         (value, end_of_line(after)?, fits)
     } else {
         let (bare, after) = text.split_once('\n').ok_or(NO_END)?;
+        if bare.ends_with('\r') {
+            return Err(CR_LF);
+        }
         (SecretValue::new(bare.to_owned()), after, fits_bare(bare).is_ok())
     };
     if fits && !is_expanded(value.expose()) { Ok((value, after)) } else { Err(AMBIGUOUS) }
@@ -191,6 +202,7 @@ fn end_of_line(after: &str) -> Result<&str, &'static str> {
     match after.strip_prefix('\n') {
         Some(after) => Ok(after),
         None if after.is_empty() => Err(NO_END),
+        None if after.starts_with("\r\n") => Err(CR_LF),
         None => Err(AFTER_QUOTE),
     }
 }
@@ -354,6 +366,11 @@ mod tests {
             ("A='1\n2'\nB='3", "line 3: its value has no end: the file is cut off, or its format is another one"),
             ("A=1", "line 1: its value has no end: the file is cut off, or its format is another one"),
             ("A='1'x\n", "line 1: something follows the closing quote"),
+            ("A='1'\r\nB='2'\r\n", "line 1: its lines end in CR LF; expected LF"),
+            ("# by hand\r\nA=1\r\n", "line 2: its lines end in CR LF; expected LF"),
+            ("\r\nA=1\r\n", "line 1: its lines end in CR LF; expected LF"),
+            ("\u{feff}A='1'\n", "line 1: it begins with a byte order mark; expected none"),
+            ("\u{feff}{}\n", "line 1: it begins with a byte order mark; expected none"),
             ("A='1'\nA='2'\n", "line 2: its name was given before"),
             ("A=\"a\\nb\"\n", &*ambiguous),
             ("A=a #b\n", &*ambiguous),
