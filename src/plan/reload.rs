@@ -54,7 +54,12 @@ impl Timing {
     #[must_use]
     pub fn at_once(timeout: Duration, random: fastrand::Rng) -> Self {
         let none = Duration::ZERO;
-        let pace = Pace { debounce: none, splay: none, min_interval: none, timeout };
+        Self::always(Pace { debounce: none, splay: none, min_interval: none, timeout }, random)
+    }
+
+    /// One that keeps its pace, whatever the keys are.
+    #[must_use]
+    pub fn always(pace: Pace, random: fastrand::Rng) -> Self {
         Self { always: true, ..Self::new(pace, random) }
     }
 
