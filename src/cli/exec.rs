@@ -84,8 +84,16 @@ struct Keeper<'a> {
     /// Those that the files hold.
     latest: Fingerprint,
     phase: Phase,
-    /// True: somebody asked the command to end.
-    ending: bool,
+    ending: Ending,
+}
+
+/// Whether somebody asked the command to end: then nothing is told, and nothing is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// By SIGINT or SIGQUIT, which many a program survives: then all goes on.
+    Until(Instant),
+    Yes,
 }
 
 enum Phase {
@@ -110,27 +118,40 @@ pub(super) fn exec(asked: &Asked) -> Exit {
 
 async fn keep(asked: &Asked) -> io::Result<Exit> {
     // Before anything else: the first process of a container ignores a signal that has no handler.
+    if let Some(signal) = signals::blocked().first() {
+        return Ok(failed(&format!(
+            "{} was not started: signal {signal} is blocked, so that keytide does not hear it; expected to be started \
+             with no signal blocked that it passes on, nor CHLD (`kill -l {signal}` says which one it is)",
+            name_of(&asked.command)
+        )));
+    }
     let mut signals = Signals::new()?;
     process::adopt_orphans();
     let mut files = Files::new(&asked.files, asked.format);
-    let told = match first(asked, &mut files, &mut signals).await {
+    let told = match first(asked, &mut files, &mut signals, "was not started").await {
         Ok(told) => told,
         Err(exit) => return Ok(exit),
     };
     let begun = Instant::now();
-    let mut timing = Timing::new(PACE, fastrand::Rng::new());
-    timing.set_stale(Duration::ZERO, false);
+    let mut timing = Timing::always(PACE, fastrand::Rng::new());
     timing.succeeded(Duration::ZERO);
-    let child = Child::start(asked)?;
-    let phase = Phase::Running;
+    let child = match Child::start(asked) {
+        Ok(child) => child,
+        Err(error) => return Ok(program::not_started(asked, &error)),
+    };
+    let (phase, ending) = (Phase::Running, Ending::No);
     let next_look = begun + LOOK;
-    Keeper { asked, signals, files, child, begun, next_look, timing, told, latest: told, phase, ending: false }
-        .run()
-        .await
+    let keeper = Keeper { asked, signals, files, child, begun, next_look, timing, told, latest: told, phase, ending };
+    Ok(keeper.run().await)
 }
 
-/// Waits for files that can be read.
-async fn first(asked: &Asked, files: &mut Files<'_>, signals: &mut Signals) -> Result<Fingerprint, Exit> {
+/// Waits for files that can be read. `otherwise`: what became of the command if there are none.
+async fn first(
+    asked: &Asked,
+    files: &mut Files<'_>,
+    signals: &mut Signals,
+    otherwise: &str,
+) -> Result<Fingerprint, Exit> {
     let begun = Instant::now();
     let end = begun + asked.wait;
     loop {
@@ -147,13 +168,10 @@ async fn first(asked: &Asked, files: &mut Files<'_>, signals: &mut Signals) -> R
         }
         let now = Instant::now();
         if now >= end {
-            let problem = files.problem().unwrap_or_default();
-            return Err(failed(&format!(
-                "{} was not started: {problem}, after {} s; expected the env file that keytide writes \
-                 (outputs.env_file.path, in a volume that this container mounts too)",
-                name_of(&asked.command),
-                asked.wait.as_secs()
-            )));
+            let after =
+                if asked.wait.is_zero() { String::new() } else { format!(", after {} s", asked.wait.as_secs()) };
+            let problem = files.problem().map(|problem| problem.explained(&after)).unwrap_or_default();
+            return Err(failed(&format!("{} {otherwise}: {problem}", name_of(&asked.command))));
         }
         tokio::select! {
             caught = signals.next() => match caught {
@@ -169,7 +187,7 @@ async fn first(asked: &Asked, files: &mut Files<'_>, signals: &mut Signals) -> R
 // === impl Keeper ===
 
 impl Keeper<'_> {
-    async fn run(mut self) -> io::Result<Exit> {
+    async fn run(mut self) -> Exit {
         loop {
             let wake = self.wakes_at();
             let caught = tokio::select! {
@@ -178,8 +196,8 @@ impl Keeper<'_> {
             };
             match caught {
                 Some(Caught::Child) => {
-                    if let Some(exit) = self.bury().await? {
-                        return Ok(exit);
+                    if let Some(exit) = self.bury().await {
+                        return exit;
                     }
                 }
                 Some(Caught::Signal(signal)) => self.pass_on(signal),
@@ -192,8 +210,13 @@ impl Keeper<'_> {
     fn wakes_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Stopping { kill_at } => kill_at,
-            Phase::Running if self.asked.on_change == OnChange::Ignore || self.ending => None,
+            Phase::Running if self.asked.on_change == OnChange::Ignore || self.ending == Ending::Yes => None,
             Phase::Running => {
+                if let Ending::Until(until) = self.ending
+                    && self.is_ending()
+                {
+                    return Some(until);
+                }
                 let due = self.timing.due().map(|due| self.begun + due);
                 // What is due and cannot be done waits for the next look.
                 let due = due.filter(|_| self.files.problem().is_none());
@@ -250,32 +273,50 @@ impl Keeper<'_> {
     }
 
     /// Takes the dead away. If the command is among them, it is either started again, or all is over.
-    async fn bury(&mut self) -> io::Result<Option<Exit>> {
-        let restarts = matches!(self.phase, Phase::Stopping { .. }) && !self.ending;
-        let Some(code) = self.child.bury(restarts) else { return Ok(None) };
+    async fn bury(&mut self) -> Option<Exit> {
+        let restarts = matches!(self.phase, Phase::Stopping { .. }) && !self.is_ending();
+        let code = self.child.bury(restarts)?;
         if !restarts {
-            return Ok(Some(Exit::Ended(code)));
+            return Some(Exit::Ended(code));
         }
         self.files.forget();
-        self.told = match first(self.asked, &mut self.files, &mut self.signals).await {
+        let otherwise = "was stopped, and not started again";
+        self.told = match first(self.asked, &mut self.files, &mut self.signals, otherwise).await {
             Ok(told) => told,
-            Err(exit) => return Ok(Some(exit)),
+            Err(exit) => return Some(exit),
         };
         self.latest = self.told;
-        self.child = Child::start(self.asked)?;
+        self.child = match Child::start(self.asked) {
+            Ok(child) => child,
+            Err(error) => return Some(program::not_started(self.asked, &error)),
+        };
         self.timing.succeeded(self.begun.elapsed());
         self.phase = Phase::Running;
-        Ok(None)
+        None
+    }
+
+    fn is_ending(&self) -> bool {
+        match self.ending {
+            Ending::No => false,
+            Ending::Until(until) => Instant::now() < until,
+            Ending::Yes => true,
+        }
     }
 
     /// A signal that this process got is meant for the command.
     fn pass_on(&mut self, signal: Signal) {
-        if ends(signal) && signal != Signal::HUP {
-            self.ending = true;
+        if signal == Signal::TERM {
+            self.ending = Ending::Yes;
             // The command has it from us already.
-            if signal == Signal::TERM && matches!(self.phase, Phase::Stopping { .. }) {
+            if matches!(self.phase, Phase::Stopping { .. }) {
                 return;
             }
+        } else if [Signal::INT, Signal::QUIT].contains(&signal) && self.ending != Ending::Yes {
+            if self.asked.on_change != OnChange::Ignore && !self.is_ending() {
+                let seconds = self.asked.stop_timeout.as_secs();
+                tracing::info!("{} was asked to end: changes wait for {seconds} s", self.name());
+            }
+            self.ending = Ending::Until(Instant::now() + self.asked.stop_timeout);
         }
         if !self.child.has_from_terminal(signal) {
             self.child.signal(signal);

@@ -1,8 +1,9 @@
 //! `keytide exec`: which variables a command has, for what it waits, and how it ends.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::{fs::PermissionsExt as _, fs::symlink, process::CommandExt as _},
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, fs::symlink, process::CommandExt as _},
     process::{Command, Output, Stdio},
 };
 
@@ -167,6 +168,13 @@ fn the_program_is_looked_for_in_the_path_that_the_command_has() {
     let file = put(&stage, "keys.env", &format!("PATH='/nowhere:{}'\n", stage.path("bin").display()));
     let output = command(&stage, &["--env-file", &file], &["tool", "--version"]).output().unwrap();
     assert_eq!(stdout(&output), format!("found {} --version\n", tool.display()), "{}", stderr(&output));
+    // The one that was inherited may name directories that are not UTF-8.
+    let file = put(&stage, "keys.env", "KEY='1'\n");
+    let mut inherits = command(&stage, &["--env-file", &file], &["tool", "--version"]);
+    let bin = stage.path("bin");
+    let path = [b"/usr/bin:/bin:/\xff:", bin.as_os_str().as_bytes()].concat();
+    let output = inherits.env("PATH", OsStr::from_bytes(&path)).output().unwrap();
+    assert_eq!(stdout(&output), format!("found {} --version\n", tool.display()), "{}", stderr(&output));
 }
 
 #[test]
@@ -196,20 +204,27 @@ fn without_a_file_that_can_be_read_it_ends_with_what_is_wrong() {
     let directory = stage.make_directory("directory.env", 0o755).display().to_string();
     let pipe = stage.path("pipe.env").display().to_string();
     assert!(Command::new("mkfifo").args(["-m", "666", &pipe]).status().unwrap().success());
+    let windows = put(&stage, "windows.env", &format!("A='{CANARY}'\r\n"));
+    let marked = put(&stage, "marked.env", &format!("\u{feff}A='{CANARY}'\n"));
     for (file, wait, says) in [
         (&missing, "1s", "missing.env is not there, after 1 s; expected the env file that keytide writes"),
-        (&missing, "0s", "missing.env is not there, after 0 s"),
+        (&missing, "0s", "sh was not started: "),
+        (&missing, "0s", "missing.env is not there; expected the env file that keytide writes"),
+        (&windows, "0s", "line 1: its lines end in CR LF; expected LF\n"),
+        (&marked, "0s", "line 1: it begins with a byte order mark; expected none\n"),
         (
             &broken,
             "0s",
             "broken.env is no env file that keytide can read: line 2: programs read this value in different ways",
         ),
+        (&closed, "1s", "permission denied, after 1 s; let keytide write it for that user"),
         (&closed, "0s", "closed.env cannot be read by user"),
         (&directory, "0s", "directory.env is not a regular file"),
         (&pipe, "0s", "pipe.env is not a regular file"),
     ] {
         let (code, said) = ended(&run(&stage, &["--env-file", file, "--wait", wait], "echo started"));
         assert!(code == 1 && said.contains(says), "{file}: {code}: {said}");
+        assert_eq!(said.contains("expected the env file"), file == &missing, "{file}: {said}");
     }
     let output = run(&stage, &["--wait", "0s"], "true");
     assert!(stderr(&output).contains("/run/keytide/env/keys.env is not there"), "the default: {}", stderr(&output));

@@ -1,12 +1,18 @@
 //! `keytide exec --on-change`: what is a change, and what becomes of the command.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 
 use crate::{
     exec::{CANARY, count, exec, put},
-    support::{Daemon, Stage},
+    support::{Daemon, Stage, USER, is_root},
 };
 
 /// Says what it has, and that it was asked to end.
@@ -69,6 +75,44 @@ fn a_file_that_breaks_or_goes_away_leaves_the_command_alone() {
     put(&stage, "keys.env", "KEY='2'\n");
     started.until_log("has 2.");
     assert!(!started.log().contains(CANARY), "{}", started.log());
+}
+
+#[test]
+fn a_file_that_could_not_be_read_for_a_while_is_read_without_a_change_of_it() {
+    let stage = Stage::new();
+    let started = start(&stage, "restart", &[], APPLICATION);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", started.id())).unwrap();
+    let before = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let limit = |soft: &str| {
+        let mut prlimit = Command::new("prlimit");
+        let id = started.id().to_string();
+        if is_root() {
+            prlimit.uid(USER).gid(USER);
+        }
+        assert!(prlimit.args(["--pid", &id, &format!("--nofile={soft}:")]).status().unwrap().success());
+    };
+    let before = before.split_whitespace().next().unwrap();
+    limit("1");
+    put(&stage, "keys.env", "KEY='2'\n");
+    started.until_log("keys.env cannot be read: ");
+    // Longer than a file that was just written is read again in any case.
+    thread::sleep(Duration::from_secs(4));
+    assert_eq!(count(&started, "cannot be read"), 1, "{}", started.log());
+    limit(before);
+    started.until_log("has 2.");
+}
+
+#[test]
+fn a_command_that_was_stopped_and_has_no_file_any_more_ends_with_what_is_wrong() {
+    let stage = Stage::new();
+    let slow = "trap 'echo told to end; sleep 1; exit' TERM; echo \"has $KEY.\"; while :; do sleep 0.1; done";
+    let mut started = start(&stage, "restart", &["--wait", "1s"], slow);
+    put(&stage, "keys.env", "KEY='2'\n");
+    started.until_log("told to end");
+    fs::remove_file(stage.path("keys.env")).unwrap();
+    assert_eq!(started.wait(), 1, "{}", started.log());
+    let log = started.log();
+    assert!(log.contains("sh was stopped, and not started again: ") && log.contains("not there, after 1 s"), "{log}");
 }
 
 #[test]
@@ -180,6 +224,25 @@ fn a_command_that_was_told_to_end_is_not_started_again() {
     put(&stage, "keys.env", "KEY='2'\n");
     let so = crate::support::patiently(|| !started.is_running());
     assert!(so && started.wait() == 4 && count(&started, "has") == 1, "{}", started.log());
+}
+
+#[test]
+fn a_command_that_survives_sigint_or_sigquit_is_told_of_changes_after_the_stop_timeout() {
+    let both = [("INT", Signal::INT), ("QUIT", Signal::QUIT)].map(|(name, signal)| {
+        let stage = Stage::new();
+        let survives = format!("trap 'echo survived' {name}; {APPLICATION}");
+        let started = start(&stage, "restart", &["--stop-timeout", "12s"], &survives);
+        let asked = Instant::now();
+        started.signal(signal);
+        started.until_log("survived");
+        started.until_log("sh was asked to end: changes wait for 12 s");
+        put(&stage, "keys.env", "KEY='2'\n");
+        (stage, started, asked)
+    });
+    for (_stage, started, asked) in both {
+        started.until_log("has 2.");
+        assert!(asked.elapsed() >= Duration::from_secs(12), "{}", started.log());
+    }
 }
 
 #[test]

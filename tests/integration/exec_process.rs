@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    exec::{CANARY, count, exec, put, run},
+    exec::{CANARY, command, count, exec, put, run},
     support::{Daemon, Stage, USER, is_root, patiently, stderr, stdout, until},
 };
 
@@ -42,7 +42,8 @@ fn line(id: u32, file: &str, name: &str) -> String {
 fn signals_reach_the_command() {
     let stage = Stage::new();
     let file = keys(&stage);
-    let names = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "ALRM", "CONT", "TSTP", "TTIN", "TTOU", "WINCH"];
+    let names =
+        ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "ALRM", "CONT", "TSTP", "TTIN", "TTOU", "WINCH", "IO", "PWR"];
     let traps = names.map(|name| format!("trap 'echo got {name}.' {name}; ")).concat();
     let script = format!("{traps} echo ready; while :; do sleep 0.05; done");
     let started = stage.start(exec(&stage, &["--env-file", &file], &script));
@@ -60,6 +61,8 @@ fn signals_reach_the_command() {
         Signal::TTIN,
         Signal::TTOU,
         Signal::WINCH,
+        Signal::IO,
+        Signal::POWER,
     ];
     for (name, signal) in names.iter().zip(signals) {
         started.signal(signal);
@@ -103,17 +106,75 @@ fn a_command_is_as_if_keytide_were_not_there() {
     assert!(bare.contains("SigBlk:\t0000000000000000") && bare.contains("Max core file size"), "{bare}");
 }
 
+/// The same, started by a program that changes something of the process first.
+fn behind(program: &[&str], keytide: &Command) -> Command {
+    let mut command = Command::new("setsid");
+    command.args(program).args(keytide.get_args()).env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+    if is_root() {
+        command.uid(USER).gid(USER);
+    }
+    command
+}
+
+#[test]
+fn blocked_signals_stay_blocked_and_ignored_pipe_and_chld_do_not_stay_ignored() {
+    let stage = Stage::new();
+    let file = keys(&stage);
+    // Not a shell, which makes its own mask.
+    let keytide = command(&stage, &["--env-file", &file], &["grep", "^Sig[BI]", "/proc/self/status"]);
+    let changed = ["env", "--block-signal=URG", "--ignore-signal=PIPE,CHLD,URG"];
+    let output = behind(&changed, &keytide).output().unwrap();
+    let said = stdout(&output);
+    let sets: Vec<u64> =
+        said.lines().map(|line| u64::from_str_radix(line.split('\t').nth(1).unwrap(), 16).unwrap()).collect();
+    let urg = 1 << (Signal::URG.as_raw() - 1);
+    // Of the signals 32 and 33 a C library makes its own use.
+    assert!(sets.len() == 2 && sets[0] == urg && sets[1] & !(0b11 << 31) == urg, "{said} {}", stderr(&output));
+}
+
+#[test]
+fn it_does_not_start_where_it_would_not_hear_a_signal() {
+    let stage = Stage::new();
+    let file = keys(&stage);
+    let keytide = exec(&stage, &["--env-file", &file], "echo started");
+    for signal in [Signal::CHILD, Signal::TERM, Signal::USR1] {
+        let output = behind(&["env", &format!("--block-signal={}", signal.as_raw())], &keytide).output().unwrap();
+        let (said, expected) = (stderr(&output), format!("sh was not started: signal {} is blocked", signal.as_raw()));
+        assert!(output.status.code() == Some(1) && said.contains(&expected), "{said}");
+        assert_eq!(stdout(&output), "");
+    }
+}
+
+#[test]
+fn a_user_without_room_for_a_process_is_told_so() {
+    let stage = Stage::new();
+    let file = keys(&stage);
+    let keytide = exec(&stage, &["--env-file", &file], "echo started");
+    let output = behind(&["prlimit", "--nproc=1:1"], &keytide).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(126), "{said}");
+    assert!(said.contains("failed to start sh: this user or container may have no more processes"), "{said}");
+}
+
+#[test]
+fn a_real_time_signal_ends_keytide_and_the_command() {
+    let stage = Stage::new();
+    let file = keys(&stage);
+    let mut started = stage.start(exec(&stage, &["--env-file", &file], "trap 'echo got it' 40; echo ready; sleep 60"));
+    started.until_log("ready");
+    let command = command_of(&started);
+    let line = format!("kill -40 {}", started.id());
+    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    until("the end of both", || !started.is_running() && !fs::exists(format!("/proc/{command}")).unwrap());
+    assert!(!started.log().contains("got it"), "{}", started.log());
+}
+
 #[test]
 fn what_keytide_is_told_to_ignore_the_command_ignores() {
     let stage = Stage::new();
     let file = keys(&stage);
     let keytide = exec(&stage, &["--env-file", &file], "echo ready; exec sleep 60");
-    let mut nohup = Command::new("setsid");
-    nohup.arg("nohup").args(keytide.get_args()).env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
-    if is_root() {
-        nohup.uid(USER).gid(USER);
-    }
-    let mut started = stage.start(nohup);
+    let mut started = stage.start(behind(&["nohup"], &keytide));
     started.until_log("ready");
     let command = command_of(&started);
     started.signal(Signal::HUP);

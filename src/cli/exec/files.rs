@@ -1,22 +1,28 @@
 //! The env files of `exec`: read when they changed, and only then.
 
 use std::{
+    fmt,
     fs::{self, File},
     hint::black_box,
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
+use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
 use crate::{
     domain::mapping::Format,
     render::env_file::reader::{Fingerprint, Variables},
+    telemetry,
 };
 
 /// An environment has 6 MiB at most (`execve(2)`, "Limits"), and JSON may spell a character in six.
 const MOST: u64 = 36 << 20;
+/// Within so many seconds of a file's last change another one may leave the same stamp: clocks of file systems are coarse.
+const FRESH: u64 = 2;
 
 /// The files, with what is known of them.
 #[derive(Debug)]
@@ -24,7 +30,16 @@ pub(super) struct Files<'a> {
     paths: &'a [PathBuf],
     format: Option<Format>,
     stamps: Option<Vec<Option<Stamp>>>,
-    problem: Option<String>,
+    problem: Option<Problem>,
+}
+
+/// Why the files cannot be read; shown without what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    what: String,
+    advice: &'static str,
+    /// True: it may pass without a change of the file.
+    passing: bool,
 }
 
 /// What a look at the files came to.
@@ -35,7 +50,7 @@ pub(super) enum Look {
     /// What they hold can be read.
     Fingerprint(Fingerprint),
     /// It cannot, for a reason that was not given before.
-    Problem(String),
+    Problem(Problem),
 }
 
 /// Device, inode, size, and the time of the last change of any kind.
@@ -49,8 +64,8 @@ impl<'a> Files<'a> {
     }
 
     /// Why they cannot be read; none if they can, or nobody has looked.
-    pub(super) fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
+    pub(super) fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref()
     }
 
     /// The next look reads them in any case.
@@ -66,9 +81,12 @@ impl<'a> Files<'a> {
         if self.stamps.as_ref() == Some(&stamps) {
             return Look::Same;
         }
-        self.stamps = Some(stamps);
+        let now = (telemetry::wall_clock())().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let fresh = stamps.iter().flatten().any(|(.., changed, _)| now.abs_diff(changed.unsigned_abs()) < FRESH);
         let read = fingerprint(self.paths, self.format);
         overwrite_stack();
+        let passing = read.as_ref().is_err_and(|problem| problem.passing);
+        self.stamps = (!fresh && !passing).then_some(stamps);
         match read {
             Ok(fingerprint) => {
                 self.problem = None;
@@ -84,7 +102,7 @@ impl<'a> Files<'a> {
 }
 
 #[inline(never)]
-fn fingerprint(paths: &[PathBuf], format: Option<Format>) -> Result<Fingerprint, String> {
+fn fingerprint(paths: &[PathBuf], format: Option<Format>) -> Result<Fingerprint, Problem> {
     read(paths, format).map(|variables| variables.fingerprint())
 }
 
@@ -98,13 +116,13 @@ fn overwrite_stack() {
 /// What the files hold, each over those before it.
 ///
 /// # Errors
-/// In words which file cannot be used, and why.
-pub(super) fn read(paths: &[PathBuf], format: Option<Format>) -> Result<Variables, String> {
+/// Which file cannot be used, and why.
+pub(super) fn read(paths: &[PathBuf], format: Option<Format>) -> Result<Variables, Problem> {
     let mut all = Variables::default();
     for path in paths {
-        let content = content(path).map_err(|what| format!("{} {what}", path.display()))?;
+        let content = content(path).map_err(|problem| problem.of(path))?;
         let variables = Variables::read(&content, format)
-            .map_err(|malformed| format!("{} is no env file that keytide can read: {malformed}", path.display()))?;
+            .map_err(|error| Problem::of_content(format!("is no env file that keytide can read: {error}")).of(path))?;
         all.merge(variables);
     }
     Ok(all)
@@ -117,25 +135,77 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 /// The memory is reserved once: no growth leaves a copy behind.
-fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => "is not there".to_owned(),
-        io::ErrorKind::PermissionDenied => format!(
-            "cannot be read by user {}: permission denied; let keytide write it for that user \
-             (outputs.env_file.mode, group)",
-            rustix::process::geteuid().as_raw()
-        ),
-        io::ErrorKind::UnexpectedEof => "became shorter while it was read".to_owned(),
-        kind => format!("cannot be read: {kind}"),
-    };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    // Not opened before it is known to be a file: the opening of a pipe waits for a writer.
+fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    // The opening of a pipe does not wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?);
+    let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MOST {
-        return Err(format!("is not a regular file of {} MiB at most", MOST >> 20));
+        return Err(Problem::of_content(format!("is not a regular file of {} MiB at most", MOST >> 20)));
     }
-    let mut file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len().min(MOST);
-    let mut content = Zeroizing::new(vec![0; usize::try_from(length).unwrap_or_default()]);
-    file.read_exact(&mut content).map_err(failed)?;
+    let mut content = Zeroizing::new(vec![0; usize::try_from(metadata.len()).unwrap_or_default()]);
+    file.read_exact(&mut content)?;
     Ok(content)
+}
+
+// === impl Problem ===
+
+impl Problem {
+    fn of_content(what: String) -> Self {
+        Self { what, advice: "", passing: false }
+    }
+
+    fn of(self, path: &Path) -> Self {
+        Self { what: format!("{} {}", path.display(), self.what), ..self }
+    }
+
+    /// With what to do about it. `after`: how long it was so.
+    pub(super) fn explained(&self, after: &str) -> String {
+        format!("{}{after}{}", self.what, self.advice)
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        let (what, advice) = match error.kind() {
+            io::ErrorKind::NotFound => (
+                "is not there".to_owned(),
+                "; expected the env file that keytide writes (outputs.env_file.path, in a volume that this container \
+                 mounts too)",
+            ),
+            io::ErrorKind::PermissionDenied => (
+                format!("cannot be read by user {}: permission denied", rustix::process::geteuid().as_raw()),
+                "; let keytide write it for that user (outputs.env_file.mode, group)",
+            ),
+            io::ErrorKind::UnexpectedEof => ("became shorter while it was read".to_owned(), ""),
+            kind => (format!("cannot be read: {kind}"), ""),
+        };
+        Self { what, advice, passing: true }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "there is no runtime, and nobody sets the time of a change")]
+    fn a_file_that_was_just_written_is_read_again_until_its_stamp_tells_changes_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = [directory.path().join("keys.env")];
+        fs::write(&paths[0], "A='1'\n").unwrap();
+        let mut files = Files::new(&paths, None);
+        let Look::Fingerprint(one) = files.look() else { panic!("it can be read") };
+        assert_eq!(files.look(), Look::Fingerprint(one));
+        std::thread::sleep(Duration::from_secs(FRESH + 1));
+        assert_eq!((files.look(), files.look()), (Look::Fingerprint(one), Look::Same));
+    }
 }

@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use super::{Asked, Exit, complain, failed, files};
-use crate::{config::Environment, domain::mapping::Format, process, render::env_file::reader::Variables};
+use crate::{domain::mapping::Format, process, render::env_file::reader::Variables};
 
 /// Where programs are looked for without a `PATH` (`execvp(3)`, with what images have).
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -55,7 +55,9 @@ pub(super) fn become_command(asked: &Asked, keeper: i32) -> Exit {
     let variables = match files::read(&asked.files, asked.format) {
         Ok(variables) => variables,
         // It could be read a moment ago.
-        Err(problem) => return failed(&format!("failed to start {}: {problem}", super::name_of(&asked.command))),
+        Err(problem) => {
+            return failed(&format!("failed to start {}: {}", super::name_of(&asked.command), problem.explained("")));
+        }
     };
     let Some((name, arguments)) = asked.command.split_first() else { return Exit::Usage };
     let program = match find(name, &path(&variables)) {
@@ -96,6 +98,19 @@ pub(super) fn become_command(asked: &Asked, keeper: i32) -> Exit {
     refused(code, &message)
 }
 
+/// The keytide that was to become the command could not be started.
+pub(super) fn not_started(asked: &Asked, error: &io::Error) -> Exit {
+    let name = super::name_of(&asked.command);
+    let message = match error.kind() {
+        io::ErrorKind::ArgumentListTooLong => too_long(&name, &Variables::default()),
+        io::ErrorKind::WouldBlock => format!(
+            "failed to start {name}: this user or container may have no more processes (`ulimit -u`, the limit of pids)"
+        ),
+        kind => format!("failed to start {name}: the system does not start keytide a second time: {kind}"),
+    };
+    refused(CANNOT_START, &message)
+}
+
 /// Whose variable it is that the system does not take.
 fn too_long(program: &str, variables: &Variables) -> String {
     let longest = variables.iter().find(|(name, value)| name.as_str().len() + value.len() + 2 > LONGEST);
@@ -119,10 +134,10 @@ fn refused(code: u8, message: &str) -> Exit {
 }
 
 /// The `PATH` that the command will have.
+#[expect(clippy::disallowed_methods, reason = "it need not be UTF-8, and no other variable is copied")]
 fn path(variables: &Variables) -> OsString {
-    let own = variables.iter().find(|(name, _)| name.as_str() == "PATH").map(|(_, value)| value.expose().to_owned());
-    let path = own.or_else(|| Environment::of_process().get("PATH").map(str::to_owned));
-    path.unwrap_or_else(|| PATH.to_owned()).into()
+    let own = variables.iter().find(|(name, _)| name.as_str() == "PATH").map(|(_, value)| value.expose().into());
+    own.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH.into())
 }
 
 /// The program that a shell would start.

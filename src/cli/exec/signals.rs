@@ -21,7 +21,7 @@ pub(super) enum Caught {
 pub(super) struct Signals(Vec<(Caught, unix::Signal)>);
 
 /// Those that programs are told something by. Not the real-time ones, which have no names that systems agree on.
-const PASSED_ON: [Signal; 9] = [
+const PASSED_ON: [Signal; 11] = [
     Signal::HUP,
     Signal::INT,
     Signal::QUIT,
@@ -31,6 +31,8 @@ const PASSED_ON: [Signal; 9] = [
     Signal::ALARM,
     Signal::CONT,
     Signal::WINCH,
+    Signal::IO,
+    Signal::POWER,
 ];
 /// By these a shell stops a job, which is this process and the command; without a terminal they may mean anything else.
 const OF_JOBS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
@@ -39,13 +41,8 @@ const OF_JOBS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
-        // What this process was told to ignore, as `nohup` does, the command is to ignore as well: a handler would end
-        // that.
-        let ignored = ignored();
-        let jobs: &[Signal] = if child::terminal().is_some() { &[] } else { &OF_JOBS };
-        let passed_on = PASSED_ON.iter().chain(jobs).filter(|signal| ignored & mask(signal.as_raw()) == 0);
         let mut all = vec![(Caught::Child, signal(SignalKind::child())?)];
-        for &caught in passed_on {
+        for caught in passed_on() {
             all.push((Caught::Signal(caught), signal(SignalKind::from_raw(caught.as_raw()))?));
         }
         Ok(Self(all))
@@ -65,10 +62,24 @@ impl Signals {
     }
 }
 
-/// The signals that this process ignores, as the system writes them: a bit for each.
-fn ignored() -> u64 {
+/// Those of them, by their numbers, that whoever started this process blocks: they would never come.
+pub(super) fn blocked() -> Vec<i32> {
+    let blocked = set("SigBlk:");
+    let all = passed_on().chain([Signal::CHILD]).map(Signal::as_raw);
+    all.filter(|signal| blocked & mask(*signal) != 0).collect()
+}
+
+fn passed_on() -> impl Iterator<Item = Signal> {
+    // What this process was told to ignore, as `nohup` does, the command is to ignore as well: a handler would end that.
+    let ignored = set("SigIgn:");
+    let jobs: &[Signal] = if child::terminal().is_some() { &[] } else { &OF_JOBS };
+    PASSED_ON.iter().chain(jobs).copied().filter(move |signal| ignored & mask(signal.as_raw()) == 0)
+}
+
+/// The signals that this process ignores (`SigIgn:`) or blocks (`SigBlk:`), as the system writes them: a bit for each.
+fn set(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     u64::from_str_radix(mask.trim(), 16).unwrap_or_default()
 }
 
