@@ -14,9 +14,13 @@ use crate::{namespace::Namespace, wait::until};
 pub(crate) const ACCESS_KEY_ID: &str = "AKIAIOSFODNN7EXAMPLE";
 pub(crate) const SECRET_ACCESS_KEY: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
 
+/// Where its pod has the authority of its certificate.
+const CERTIFICATE: &str = "/tmp/ca.pem";
+
 /// The emulator, which goes with its namespace.
 pub(crate) struct Aws {
     address: String,
+    certificate: String,
 }
 
 /// The answer of an HTTP server.
@@ -31,10 +35,16 @@ pub(crate) struct Answer {
 impl Aws {
     /// Begins with this, which is an emulator's seed.
     pub(crate) fn start(namespace: &Namespace, seed: &Value) -> Self {
+        let ports = json!([{"name": "http", "port": 80, "targetPort": 4566}, {"name": "https", "port": 443, "targetPort": 4567}]);
+        namespace.apply(&[json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "emulator"},
+            "spec": {"selector": {"app": "emulator"}, "ports": ports}})]);
+        let service = namespace.get("service/emulator").unwrap();
+        let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
         let security = json!({"runAsNonRoot": true, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}});
         let container = json!({
             "name": "emulator", "image": "localhost/emulator:1",
-            "args": ["--listen", "0.0.0.0:4566", "--seed", "/etc/emulator/seed.json"],
+            "args": ["--listen", "0.0.0.0:4566", "--seed", "/etc/emulator/seed.json",
+                "--tls-listen", "0.0.0.0:4567", "--tls-name", address, "--tls-ca", CERTIFICATE],
             "readinessProbe": {"tcpSocket": {"port": 4566}, "periodSeconds": 1},
             "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
             "volumeMounts": [{"name": "seed", "mountPath": "/etc/emulator"}],
@@ -42,23 +52,32 @@ impl Aws {
         namespace.apply(&[
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "emulator"},
                 "data": {"seed.json": seed.to_string()}}),
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "emulator"},
-                "spec": {"selector": {"app": "emulator"}, "ports": [{"port": 80, "targetPort": 4566}]}}),
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "emulator", "labels": {"app": "emulator"}},
                 "spec": {"terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
                     "securityContext": security, "containers": [container],
                     "volumes": [{"name": "seed", "configMap": {"name": "emulator"}}]}}),
         ]);
         namespace.until_ready("emulator");
-        let service = namespace.get("service/emulator").unwrap();
-        let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
-        let aws = Self { address };
+        let mut aws = Self { address, certificate: String::new() };
+        until("the emulator's certificate", || {
+            aws.certificate = namespace.run_in("emulator", "emulator", &["cat", CERTIFICATE]).stdout;
+            aws.certificate.ends_with("END CERTIFICATE-----\n")
+        });
         until("the emulator behind its service", || aws.try_ask("GET", "secrets", "").is_some());
         aws
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The same by HTTPS, with a certificate of its [own authority](Self::certificate).
+    pub(crate) fn https(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    pub(crate) fn certificate(&self) -> &str {
+        &self.certificate
     }
 
     /// Gives a secret a new current version.

@@ -8,8 +8,10 @@
 
 mod aws;
 mod cluster;
+mod helm;
 mod hub;
 mod identity;
+mod injection;
 mod namespace;
 mod node;
 mod outage;

@@ -97,7 +97,7 @@ fn the_sidecar_runs_beside_any_user_with_and_without_a_group_for_volumes() {
 
 /// The sidecar's process, as the kernel sees it: user 65532, without capabilities, unable to get more, under seccomp.
 #[track_caller]
-fn assert_is_restricted(namespace: &Namespace, pod: &str) {
+pub(crate) fn assert_is_restricted(namespace: &Namespace, pod: &str) {
     let status = fs::read_to_string(format!("/proc/{}/status", namespace.process(pod, "keytide"))).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

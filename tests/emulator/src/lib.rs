@@ -69,6 +69,7 @@ pub use view::{SecretView, VersionView};
 
 use secrets::CURRENT;
 use server::{Phase, Shared};
+use tokio_rustls::TlsAcceptor;
 use world::World;
 
 /// A running emulator. It stops, with its thread and its port, when this is dropped.
@@ -81,7 +82,7 @@ pub struct Emulator {
     address: SocketAddr,
     /// None: plain HTTP.
     ca_pem: Option<String>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 // === impl Emulator ===
@@ -117,14 +118,22 @@ impl Emulator {
 
     fn run(seed: Seed, listen: SocketAddr, identity: Option<tls::Identity>) -> io::Result<Self> {
         let world = World::new(seed, millis(wall_clock()))?;
-        let (runtime, listener, address) = server::bind(listen)?;
         let shared = Arc::new(Shared::new(world, Box::new(wall_clock)));
-        let served = Arc::clone(&shared);
         let (acceptor, ca_pem) = identity.map(|identity| (identity.acceptor, identity.ca_pem)).unzip();
-        let thread = thread::Builder::new()
-            .name("emulator".to_owned())
-            .spawn(move || runtime.block_on(server::serve(listener, acceptor, served)))?;
-        Ok(Self { shared, address, ca_pem, thread: Some(thread) })
+        let (address, thread) = serve(&shared, listen, acceptor)?;
+        Ok(Self { shared, address, ca_pem, threads: vec![thread] })
+    }
+
+    /// Answers there as well, with HTTPS and nothing else; answers the certificate authority that a client has to trust.
+    ///
+    /// # Errors
+    ///
+    /// If the port or the thread cannot be had, or a name is none.
+    pub fn also_tls(&mut self, listen: SocketAddr, tls: &Tls) -> io::Result<String> {
+        let identity = tls.identity()?;
+        let (_, thread) = serve(&self.shared, listen, Some(identity.acceptor))?;
+        self.threads.push(thread);
+        Ok(identity.ca_pem)
     }
 
     /// Where it listens: `http://127.0.0.1:PORT`, or with TLS `https://localhost:PORT`.
@@ -428,7 +437,7 @@ impl Emulator {
 impl Drop for Emulator {
     fn drop(&mut self) {
         self.shared.set_phase(Phase::Stopped);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // If it panicked, the panic was reported there.
             drop(thread.join());
         }
@@ -439,6 +448,20 @@ impl std::fmt::Debug for Emulator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Emulator").field("address", &self.address).finish_non_exhaustive()
     }
+}
+
+/// Serves at this address, in a thread of its own.
+fn serve(
+    shared: &Arc<Shared>,
+    listen: SocketAddr,
+    tls: Option<TlsAcceptor>,
+) -> io::Result<(SocketAddr, JoinHandle<()>)> {
+    let (runtime, listener, address) = server::bind(listen)?;
+    let shared = Arc::clone(shared);
+    let thread = thread::Builder::new()
+        .name("emulator".to_owned())
+        .spawn(move || runtime.block_on(server::serve(listener, tls, shared)))?;
+    Ok((address, thread))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place where the emulator takes the time, until a test gives it")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use keytide_emulator::{Emulator, Seed, User};
+use keytide_emulator::{Emulator, Seed, Tls, User};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A strict AWS Secrets Manager, STS and IAM over HTTP, in memory, with faults. For tests only.
@@ -19,6 +19,15 @@ struct Arguments {
     /// A JSON file with the state at the start.
     #[arg(long, value_name = "FILE")]
     seed: Option<PathBuf>,
+    /// Where to answer as well, with HTTPS
+    #[arg(long, value_name = "ADDRESS", requires = "tls_ca")]
+    tls_listen: Option<SocketAddr>,
+    /// A DNS name or an IP address that the HTTPS certificate is for, beside those of this machine
+    #[arg(long, value_name = "NAME", requires = "tls_listen")]
+    tls_name: Vec<String>,
+    /// Where to write the certificate authority that clients have to trust
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    tls_ca: Option<PathBuf>,
     /// Keep no record of the requests, only their number.
     #[arg(long)]
     no_record: bool,
@@ -42,12 +51,17 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(Arguments { listen, seed, no_record }: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let Arguments { listen, seed, tls_listen, tls_name, tls_ca, no_record } = arguments;
     let seed = seed.as_deref().map(Seed::read).transpose()?.unwrap_or_default();
     let region = seed.region.clone();
     let user = seed.users.first().cloned();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let emulator = Emulator::start_with(seed, listen)?;
+    let mut emulator = Emulator::start_with(seed, listen)?;
+    if let (Some(listen), Some(file)) = (tls_listen, tls_ca) {
+        let tls = tls_name.iter().fold(Tls::new(), |tls, name| tls.name(name));
+        std::fs::write(file, emulator.also_tls(listen, &tls)?)?;
+    }
     emulator.set_recording(!no_record);
     io::stdout().write_all(exports(&emulator.url(), &region, user.as_ref()).as_bytes())?;
     tokio::select! {

@@ -1,0 +1,72 @@
+//! The chart, packaged as it is published, and Helm, as people type it.
+
+use std::{env, fs, path::PathBuf, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::{
+    aws::Aws,
+    cluster::{Cluster, run, success},
+    namespace::Namespace,
+};
+
+/// `helm package`, for one test, whose files are in a folder of this name. Without a version it is the chart's own.
+#[track_caller]
+pub(crate) fn package(test: &str, version: Option<&str>) -> String {
+    let directory = folder(test);
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/keytide");
+    let mut arguments = vec!["package", chart, "--destination", directory.to_str().unwrap()];
+    arguments.extend(version.map(|version| ["--version", version]).iter().flatten());
+    let said = helm(&arguments);
+    let file = said.trim().rsplit(": ").next().unwrap();
+    assert!(file.ends_with(".tgz"), "{said}");
+    file.to_owned()
+}
+
+/// Helm in the cluster. Panics if it fails.
+#[track_caller]
+pub(crate) fn helm(arguments: &[&str]) -> String {
+    success(arguments, run(command().args(arguments), ""))
+}
+
+/// Helm, which finds the cluster, and leaves what it keeps with the cluster.
+pub(crate) fn command() -> Command {
+    let helm = env::var("KEYTIDE_HELM").expect("KEYTIDE_HELM is not set: ./tests/run cluster does all");
+    let mut command = Cluster::shared().command(&helm);
+    for (name, place) in [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")] {
+        command.env(name, folder("helm").join(place));
+    }
+    command
+}
+
+/// A file with values for a chart.
+pub(crate) fn values(test: &str, values: &Value) -> String {
+    let file = folder(test).join("values.json");
+    fs::write(&file, values.to_string()).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// Values of the image under test and of this AWS: what a company's own endpoints take, with its own authority.
+pub(crate) fn reaching(aws: &Aws) -> Value {
+    json!({
+        "image": {"tag": "test"},
+        "aws": {"region": "us-east-1", "secretsManagerEndpoint": aws.https(), "stsEndpoint": aws.https()},
+        "extraEnv": [{"name": "AWS_CA_BUNDLE", "value": "/etc/aws/ca.pem"}],
+        "extraVolumes": [{"name": "aws", "configMap": {"name": "aws"}}],
+        "extraVolumeMounts": [{"name": "aws", "mountPath": "/etc/aws", "readOnly": true}],
+    })
+}
+
+/// The ConfigMap of that authority, where there will be a keytide.
+pub(crate) fn trust(aws: &Aws, namespaces: &[&Namespace]) {
+    let data = json!({"ca.pem": aws.certificate()});
+    for namespace in namespaces {
+        namespace.apply(&[json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "aws"}, "data": data})]);
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Cluster::shared().directory().join("charts").join(name);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}

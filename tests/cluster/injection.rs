@@ -1,0 +1,216 @@
+//! The chart's injection: two commands, and an application that reads nothing but its environment has its keys.
+
+use serde_json::{Value, json};
+
+use crate::{
+    aws::Aws,
+    cluster::{Cluster, run},
+    helm::{self, helm},
+    namespace::Namespace,
+    sidecar::application,
+    starting::assert_is_restricted,
+    wait::until,
+};
+
+/// Says with which keys it started, and lives until it is asked to end.
+const SAY: &str = "echo \"starts with $OPENAI_API_KEY and $DATABASE_URL\"; trap 'exit 0' TERM; sleep 6000 & wait";
+
+/// The releases of other tests that have objects of the whole cluster.
+const OTHERS: [&str; 3] = ["signalled", "litellm", "delay"];
+
+/// The two commands of the README.
+fn commands() -> (&'static str, &'static str) {
+    let page = include_str!("../../README.md");
+    let install = page.lines().find(|line| line.starts_with("helm install ")).unwrap();
+    let patch = page.split("kubectl patch deployment my-app --patch '").nth(1).unwrap().split('\'').next().unwrap();
+    (install, patch)
+}
+
+/// An AWS that trusts the tokens of this cluster's issuer, by the keys that its API server publishes: a role of this name for
+/// the service account `default` of each of these namespaces.
+fn aws(namespace: &Namespace, secret: &Value, roles: &[(&str, &Namespace)]) -> Aws {
+    let published =
+        |path: &str| -> Value { serde_json::from_str(&Cluster::shared().kubectl(&["get", "--raw", path])).unwrap() };
+    let discovery = published("/.well-known/openid-configuration");
+    let issuer = discovery["issuer"].as_str().unwrap();
+    let provider = json!({"issuer": issuer, "audiences": ["sts.amazonaws.com"], "keys": published("/openid/v1/jwks")});
+    let roles = roles.iter().map(|(name, namespace)| {
+        let subject = format!("system:serviceaccount:{}:default", namespace.name());
+        let arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:my-app/keys-??????";
+        json!({"name": name, "web_identity": {"provider": issuer, "subject": subject},
+            "statements": [{"actions": ["secretsmanager:GetSecretValue"], "resources": [arn]}]})
+    });
+    let roles: Vec<Value> = roles.collect();
+    let secrets = json!({"my-app/keys": secret});
+    Aws::start(namespace, &json!({"secrets": secrets, "oidc_providers": [provider], "roles": roles, "users": []}))
+}
+
+/// A Deployment that knows nothing of keytide.
+fn deployment(name: &str, user: u32, group: Option<u32>) -> Value {
+    let mut spec = application(SAY);
+    spec["securityContext"] = json!({"runAsUser": user, "seccompProfile": {"type": "RuntimeDefault"}});
+    if user > 0 {
+        spec["securityContext"]["runAsNonRoot"] = json!(true);
+    }
+    if let Some(group) = group {
+        spec["securityContext"]["fsGroup"] = json!(group);
+    }
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {"selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": spec}}})
+}
+
+/// The pod of a Deployment whose rollout is over.
+#[track_caller]
+fn rolled_out(namespace: &Namespace, name: &str) -> Value {
+    namespace.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout", "120s"]);
+    let pods = namespace.pods(name);
+    let living = pods.into_iter().find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    living.unwrap()
+}
+
+/// The names of all objects that a release could leave: of these namespaces, and of the cluster.
+fn objects(namespaces: &[&Namespace]) -> Vec<String> {
+    let kubectl = |arguments: &[&str]| Cluster::shared().kubectl(arguments);
+    let kinds = |namespaced: &str, without: &[&str]| {
+        let namespaced = format!("--namespaced={namespaced}");
+        let list = kubectl(&["api-resources", "--verbs", "list", "--output", "name", &namespaced]);
+        let kinds = list.lines().filter(|kind| !without.contains(kind));
+        kinds.collect::<Vec<_>>().join(",")
+    };
+    // What other tests make and remove meanwhile.
+    let of_cluster = kinds("false", &["namespaces", "ipaddresses.networking.k8s.io", "componentstatuses"]);
+    let selector = format!("app.kubernetes.io/instance notin ({})", OTHERS.join(","));
+    let mut all: Vec<String> = kubectl(&["get", &of_cluster, "--selector", &selector, "--output", "name"])
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let of_namespaces = kinds("true", &["events", "events.events.k8s.io"]);
+    for namespace in namespaces {
+        let found = namespace.kubectl(&["get", &of_namespaces, "--output", "name"]);
+        all.extend(found.lines().map(|name| format!("{}: {name}", namespace.name())));
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_leave_nothing_behind() {
+    let release = Namespace::new("keytide");
+    let (restricted, baseline) = (Namespace::new("injected"), Namespace::of_level("injected-root", "baseline"));
+    let aws_namespace = Namespace::new("injected-aws");
+    let secret = json!({"OPENAI_API_KEY": "sk-one", "DATABASE_URL": "db \"here\" $HOME"});
+    let aws = aws(&aws_namespace, &secret, &[("my-app", &restricted), ("my-root", &baseline)]);
+    helm::trust(&aws, &[&release, &restricted, &baseline]);
+
+    let applications = [
+        (&restricted, "my-app", 1000, None),
+        (&restricted, "my-app-group", 1000, Some(2000)),
+        (&baseline, "my-root", 0, None),
+        (&baseline, "my-root-group", 0, Some(2000)),
+    ];
+    for (namespace, name, user, group) in applications {
+        namespace.apply(&[deployment(name, user, group)]);
+    }
+    for (namespace, name, ..) in applications {
+        let pod = rolled_out(namespace, name);
+        let pod = pod["metadata"]["name"].as_str().unwrap();
+        namespace.until_log(pod, "app", "starts with  and ");
+    }
+    let before = objects(&[&release]);
+
+    // No chart was published yet: the previous one is this one, with a lower version and another port.
+    let (install, patch) = commands();
+    let mut values = helm::reaching(&aws);
+    // Other tests have releases of their own.
+    values["injection"]["namespaceSelector"] = json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name",
+        "operator": "In", "values": [release.name(), restricted.name(), baseline.name()]}]});
+    let values = helm::values("two-commands", &values);
+    let previous = helm::package("two-commands", Some("0.0.1"));
+    let install = install.replace("helm/keytide", &previous);
+    let words: Vec<&str> =
+        install.split(' ').skip(1).chain(["--values", &values, "--set", "http.port=19999"]).collect();
+    helm(&words);
+    // The API server takes a second until it has seen a new policy, as the notes say.
+    until("the policies", || asked(&restricted).is_some() && asked(&baseline).is_some());
+    let of_cluster = objects(&[]);
+    assert!(of_cluster.iter().any(|name| name.ends_with("/keytide-inject")), "{of_cluster:?}");
+    for (namespace, name, ..) in applications {
+        let patch = patch
+            .replace("role/my-app", if namespace.name() == baseline.name() { "role/my-root" } else { "role/my-app" });
+        namespace.kubectl(&["patch", "deployment", name, "--patch", &patch]);
+    }
+    let first = applications.map(|(namespace, name, user, _)| started(namespace, name, user, 19999));
+    let exchanges = aws.requests("AssumeRoleWithWebIdentity");
+    assert!(exchanges.len() >= 4 && exchanges.iter().all(|exchange| exchange["outcome"] == "200"), "{exchanges:?}");
+
+    let chart = helm::package("two-commands", None);
+    helm(&["upgrade", "keytide", &chart, "--namespace", release.name(), "--values", &values]);
+    for ((namespace, ..), pod) in applications.iter().zip(&first) {
+        for container in ["app", "keytide"] {
+            assert_eq!(namespace.container(pod, container)["restartCount"], 0, "an upgrade changes no running pod");
+        }
+    }
+    until("the new policies", || asked(&restricted) == Some(19847));
+    restricted.kubectl(&["rollout", "restart", "deployment/my-app"]);
+    let second = started(&restricted, "my-app", 1000, 19847);
+    assert_ne!(first[0], second);
+
+    let said = helm(&["test", "keytide", "--namespace", release.name()]);
+    assert!(said.contains("Succeeded"), "{said}");
+
+    helm(&["uninstall", "keytide", "--namespace", release.name(), "--wait"]);
+    assert_eq!(objects(&[&release]), before);
+    assert_eq!(restricted.container(&second, "app")["restartCount"], 0, "nor does an uninstall");
+    let file = restricted.exec(&second, "app", &["cat", "/run/keytide/env/keys.env"]);
+    assert!(file.contains("OPENAI_API_KEY='sk-one'\n"), "{file}");
+}
+
+/// Checks that an application started with the keys, beside a keytide that has all that it needs, and the application nothing
+/// of it. Answers its pod.
+#[track_caller]
+fn started(namespace: &Namespace, name: &str, user: u32, expected_port: u64) -> String {
+    let found = rolled_out(namespace, name);
+    let pod = found["metadata"]["name"].as_str().unwrap();
+    namespace.until_log(pod, "app", "starts with sk-one and db \"here\" $HOME\n");
+    assert_eq!(namespace.exec(pod, "app", &["id", "-u"]), format!("{user}\n"));
+    let environment = namespace.exec(pod, "app", &["sh", "-c", "tr '\\0' '\\n' </proc/1/environ"]);
+    assert!(environment.contains("OPENAI_API_KEY=sk-one\n") && !environment.contains("AWS"), "{environment}");
+    let mounts = namespace.exec(pod, "app", &["cat", "/proc/mounts"]);
+    assert!(mounts.contains(" /run/keytide/env ") && !mounts.contains("/run/keytide/private"), "{mounts}");
+    assert!(!mounts.contains("secrets"), "no token: {mounts}");
+    // The same by what was asked of the kubelet.
+    let named = |list: &str, name: &str| {
+        found["spec"][list].as_array().unwrap().iter().find(|one| one["name"] == name).cloned().unwrap_or_default()
+    };
+    let (app, keytide) = (named("containers", "app"), named("initContainers", "keytide"));
+    let volumes = |container: &Value| -> Vec<String> {
+        let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+        mounts.iter().filter_map(|mount| mount["name"].as_str().map(str::to_owned)).collect()
+    };
+    assert_eq!(volumes(&app), ["keytide-env"]);
+    assert!(volumes(&keytide).contains(&"keytide-token".to_owned()), "{keytide}");
+    let audience = &named("volumes", "keytide-token")["projected"]["sources"][0]["serviceAccountToken"]["audience"];
+    assert_eq!(*audience, "sts.amazonaws.com");
+    assert_eq!(port(&found), Some(expected_port));
+    assert_is_restricted(namespace, pod);
+    assert_eq!(namespace.container(pod, "keytide")["restartCount"], 0);
+    pod.to_owned()
+}
+
+/// The port of a pod's keytide, if it has one.
+fn port(pod: &Value) -> Option<u64> {
+    pod["spec"]["initContainers"][0]["ports"][0]["containerPort"].as_u64()
+}
+
+/// The port that a pod's keytide would have now, if it got one.
+fn asked(namespace: &Namespace) -> Option<u64> {
+    let mut pod = crate::sidecar::pod("asked", application(SAY));
+    pod["metadata"]["labels"]["keytide.dev/inject"] = json!("true");
+    pod["metadata"]["annotations"] = json!({"keytide.dev/primary-secret": "my-app/keys"});
+    let arguments = ["--namespace", namespace.name(), "create", "--dry-run=server", "--output", "json", "-f", "-"];
+    let mut command = Cluster::shared().command("kubectl");
+    let output = run(command.args(arguments), &pod.to_string());
+    // Refused, as long as one of the policies is there alone.
+    serde_json::from_slice(&output.stdout).ok().as_ref().and_then(port)
+}
