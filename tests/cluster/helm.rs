@@ -57,6 +57,38 @@ pub(crate) fn reaching(aws: &Aws) -> Value {
     })
 }
 
+/// The same for injection, of these namespaces only: other tests have releases of their own.
+pub(crate) fn injecting(aws: &Aws, namespaces: &[&Namespace]) -> Value {
+    let mut values = reaching(aws);
+    let names: Vec<&str> = namespaces.iter().map(|namespace| namespace.name()).collect();
+    values["injection"]["namespaceSelector"] =
+        json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": names}]});
+    values
+}
+
+/// An AWS that trusts the tokens of this cluster's issuer, by the keys that its API server publishes, and nobody else.
+pub(crate) fn aws(namespace: &Namespace, secrets: &Value, roles: &[Value]) -> Aws {
+    let provider =
+        json!({"issuer": issuer(), "audiences": ["sts.amazonaws.com"], "keys": published("/openid/v1/jwks")});
+    let seed = json!({"secrets": secrets, "oidc_providers": [provider], "roles": roles, "users": []});
+    Aws::start(namespace, &seed)
+}
+
+/// A role for a service account, `NAMESPACE:NAME`, which may read one secret.
+pub(crate) fn reader(name: &str, account: &str, secret: &str) -> Value {
+    let arn = format!("arn:aws:secretsmanager:us-east-1:123456789012:secret:{secret}-??????");
+    json!({"name": name, "web_identity": {"provider": issuer(), "subject": format!("system:serviceaccount:{account}")},
+        "statements": [{"actions": ["secretsmanager:GetSecretValue"], "resources": [arn]}]})
+}
+
+fn issuer() -> Value {
+    published("/.well-known/openid-configuration")["issuer"].clone()
+}
+
+fn published(path: &str) -> Value {
+    serde_json::from_str(&Cluster::shared().kubectl(&["get", "--raw", path])).unwrap()
+}
+
 /// The ConfigMap of that authority, where there will be a keytide.
 pub(crate) fn trust(aws: &Aws, namespaces: &[&Namespace]) {
     let data = json!({"ca.pem": aws.certificate()});

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use crate::{
-    aws::Aws,
     cluster::{Cluster, run},
     helm::{self, helm},
     namespace::Namespace,
@@ -13,7 +12,8 @@ use crate::{
 };
 
 /// Says with which keys it started, and lives until it is asked to end.
-const SAY: &str = "echo \"starts with $OPENAI_API_KEY and $DATABASE_URL\"; trap 'exit 0' TERM; sleep 6000 & wait";
+pub(crate) const SAY: &str =
+    "echo \"starts with $OPENAI_API_KEY and $DATABASE_URL\"; trap 'exit 0' TERM; sleep 6000 & wait";
 
 /// The releases of other tests that have objects of the whole cluster.
 const OTHERS: [&str; 3] = ["signalled", "litellm", "delay"];
@@ -24,25 +24,6 @@ fn commands() -> (&'static str, &'static str) {
     let install = page.lines().find(|line| line.starts_with("helm install ")).unwrap();
     let patch = page.split("kubectl patch deployment my-app --patch '").nth(1).unwrap().split('\'').next().unwrap();
     (install, patch)
-}
-
-/// An AWS that trusts the tokens of this cluster's issuer, by the keys that its API server publishes: a role of this name for
-/// the service account `default` of each of these namespaces.
-fn aws(namespace: &Namespace, secret: &Value, roles: &[(&str, &Namespace)]) -> Aws {
-    let published =
-        |path: &str| -> Value { serde_json::from_str(&Cluster::shared().kubectl(&["get", "--raw", path])).unwrap() };
-    let discovery = published("/.well-known/openid-configuration");
-    let issuer = discovery["issuer"].as_str().unwrap();
-    let provider = json!({"issuer": issuer, "audiences": ["sts.amazonaws.com"], "keys": published("/openid/v1/jwks")});
-    let roles = roles.iter().map(|(name, namespace)| {
-        let subject = format!("system:serviceaccount:{}:default", namespace.name());
-        let arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:my-app/keys-??????";
-        json!({"name": name, "web_identity": {"provider": issuer, "subject": subject},
-            "statements": [{"actions": ["secretsmanager:GetSecretValue"], "resources": [arn]}]})
-    });
-    let roles: Vec<Value> = roles.collect();
-    let secrets = json!({"my-app/keys": secret});
-    Aws::start(namespace, &json!({"secrets": secrets, "oidc_providers": [provider], "roles": roles, "users": []}))
 }
 
 /// A Deployment that knows nothing of keytide.
@@ -62,7 +43,7 @@ fn deployment(name: &str, user: u32, group: Option<u32>) -> Value {
 
 /// The pod of a Deployment whose rollout is over.
 #[track_caller]
-fn rolled_out(namespace: &Namespace, name: &str) -> Value {
+pub(crate) fn rolled_out(namespace: &Namespace, name: &str) -> Value {
     namespace.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout", "120s"]);
     let pods = namespace.pods(name);
     let living = pods.into_iter().find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
@@ -100,7 +81,11 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
     let (restricted, baseline) = (Namespace::new("injected"), Namespace::of_level("injected-root", "baseline"));
     let aws_namespace = Namespace::new("injected-aws");
     let secret = json!({"OPENAI_API_KEY": "sk-one", "DATABASE_URL": "db \"here\" $HOME"});
-    let aws = aws(&aws_namespace, &secret, &[("my-app", &restricted), ("my-root", &baseline)]);
+    let roles = [&restricted, &baseline].map(|namespace| {
+        let name = if namespace.name() == restricted.name() { "my-app" } else { "my-root" };
+        helm::reader(name, &format!("{}:default", namespace.name()), "my-app/keys")
+    });
+    let aws = helm::aws(&aws_namespace, &json!({"my-app/keys": secret}), &roles);
     helm::trust(&aws, &[&release, &restricted, &baseline]);
 
     let applications = [
@@ -121,10 +106,7 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
 
     // No chart was published yet: the previous one is this one, with a lower version and another port.
     let (install, patch) = commands();
-    let mut values = helm::reaching(&aws);
-    // Other tests have releases of their own.
-    values["injection"]["namespaceSelector"] = json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name",
-        "operator": "In", "values": [release.name(), restricted.name(), baseline.name()]}]});
+    let values = helm::injecting(&aws, &[&release, &restricted, &baseline]);
     let values = helm::values("two-commands", &values);
     let previous = helm::package("two-commands", Some("0.0.1"));
     let install = install.replace("helm/keytide", &previous);
@@ -204,7 +186,7 @@ fn port(pod: &Value) -> Option<u64> {
 }
 
 /// The port that a pod's keytide would have now, if it got one.
-fn asked(namespace: &Namespace) -> Option<u64> {
+pub(crate) fn asked(namespace: &Namespace) -> Option<u64> {
     let mut pod = crate::sidecar::pod("asked", application(SAY));
     pod["metadata"]["labels"]["keytide.dev/inject"] = json!("true");
     pod["metadata"]["annotations"] = json!({"keytide.dev/primary-secret": "my-app/keys"});
@@ -213,4 +195,46 @@ fn asked(namespace: &Namespace) -> Option<u64> {
     let output = run(command.args(arguments), &pod.to_string());
     // Refused, as long as one of the policies is there alone.
     serde_json::from_slice(&output.stdout).ok().as_ref().and_then(port)
+}
+
+#[test]
+fn a_rotation_arrives_by_signal_in_an_application_and_in_the_file_that_it_reads_then() {
+    let namespace = Namespace::new("signalled");
+    let role = helm::reader("my-app", "signalled:default", "my-app/keys");
+    let aws = helm::aws(&namespace, &json!({"my-app/keys": {"API_KEY": "one"}}), &[role]);
+    helm::trust(&aws, &[&namespace]);
+    let values = helm::values("signalled", &helm::injecting(&aws, &[&namespace]));
+    let chart = helm::package("signalled", None);
+    helm(&["install", "signalled", &chart, "--namespace", namespace.name(), "--values", &values]);
+    until("the policies", || asked(&namespace).is_some());
+
+    let config = "keytide:
+  primary_secret: {name: my-app/keys}
+  refresh: {interval: 1s, jitter: 0}
+  outputs:
+    - env_file: {path: /run/keytide/env/keys.env, format: posix}
+  reload:
+    - signal: {process: sh, signal: HUP, debounce: 0s, splay: 0s}
+  state: {directory: /run/keytide/private/state}
+  admin: {socket: /run/keytide/private/admin.sock}
+";
+    let script = "trap '. /run/keytide/env/keys.env; echo \"is told of $API_KEY\"' HUP; trap 'exit 0' TERM
+        . /run/keytide/env/keys.env; echo \"starts with $API_KEY\"; while :; do sleep 0.2; done";
+    let mut pod = crate::sidecar::pod("app", application(script));
+    pod["spec"]["shareProcessNamespace"] = json!(true);
+    pod["metadata"]["labels"]["keytide.dev/inject"] = json!("true");
+    // A signal goes to processes of the same user only, which is the application's here.
+    pod["metadata"]["annotations"] = json!({"keytide.dev/config": "app", "keytide.dev/run-as-user": "1000",
+        "keytide.dev/role-arn": "arn:aws:iam::123456789012:role/my-app"});
+    let configuration = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "app"},
+        "data": {"keytide.yaml": config}});
+    namespace.apply(&[configuration, pod]);
+    namespace.until_log("app", "app", "starts with one\n");
+    aws.put("my-app/keys", &json!({"API_KEY": "two"}));
+    namespace.until_log("app", "app", "is told of two\n");
+    assert_eq!(namespace.exec("app", "app", &["cat", "/run/keytide/env/keys.env"]), "API_KEY='two'\n");
+    for container in ["app", "keytide"] {
+        assert_eq!(namespace.container("app", container)["restartCount"], 0);
+    }
+    helm(&["uninstall", "signalled", "--namespace", namespace.name(), "--wait"]);
 }

@@ -10,6 +10,7 @@ mod aws;
 mod cluster;
 mod helm;
 mod hub;
+mod hub_release;
 mod identity;
 mod injection;
 mod namespace;
