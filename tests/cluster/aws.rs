@@ -122,11 +122,16 @@ impl Aws {
 
 /// Asks an HTTP server; None if it does not answer.
 pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> Option<Answer> {
+    ask_with(address, method, path, "", body)
+}
+
+/// The same with more of a head, whose lines end with CR and LF.
+pub(crate) fn ask_with(address: &str, method: &str, path: &str, headers: &str, body: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(3)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let length = body.len();
     // Of version 1.0, whose answers come in one piece.
-    let head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n");
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n{headers}");
     stream.write_all(format!("{head}\r\n{body}").as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;

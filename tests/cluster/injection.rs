@@ -187,7 +187,7 @@ fn port(pod: &Value) -> Option<u64> {
 
 /// The port that a pod's keytide would have now, if it got one.
 pub(crate) fn asked(namespace: &Namespace) -> Option<u64> {
-    let mut pod = crate::sidecar::pod("asked", application(SAY));
+    let mut pod = crate::sidecar::pod("asked", &application(SAY));
     pod["metadata"]["labels"]["keytide.dev/inject"] = json!("true");
     pod["metadata"]["annotations"] = json!({"keytide.dev/primary-secret": "my-app/keys"});
     let arguments = ["--namespace", namespace.name(), "create", "--dry-run=server", "--output", "json", "-f", "-"];
@@ -220,7 +220,7 @@ fn a_rotation_arrives_by_signal_in_an_application_and_in_the_file_that_it_reads_
 ";
     let script = "trap '. /run/keytide/env/keys.env; echo \"is told of $API_KEY\"' HUP; trap 'exit 0' TERM
         . /run/keytide/env/keys.env; echo \"starts with $API_KEY\"; while :; do sleep 0.2; done";
-    let mut pod = crate::sidecar::pod("app", application(script));
+    let mut pod = crate::sidecar::pod("app", &application(script));
     pod["spec"]["shareProcessNamespace"] = json!(true);
     pod["metadata"]["labels"]["keytide.dev/inject"] = json!("true");
     // A signal goes to processes of the same user only, which is the application's here.

@@ -13,6 +13,7 @@ mod hub;
 mod hub_release;
 mod identity;
 mod injection;
+mod litellm;
 mod namespace;
 mod node;
 mod outage;
