@@ -16,7 +16,7 @@ pub(crate) const SAY: &str =
     "echo \"starts with $OPENAI_API_KEY and $DATABASE_URL\"; trap 'exit 0' TERM; sleep 6000 & wait";
 
 /// The releases of other tests that have objects of the whole cluster.
-const OTHERS: [&str; 3] = ["signalled", "litellm", "delay"];
+const OTHERS: [&str; 2] = ["signalled", "litellm"];
 
 /// The two commands of the README.
 fn commands() -> (&'static str, &'static str) {

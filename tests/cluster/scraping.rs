@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     aws::{Aws, ask},
     cluster::Cluster,
+    helm::helm,
     hub::grant,
     namespace::Namespace,
     sidecar::{Sidecar, application},
@@ -112,12 +113,24 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     until("the alert to resolve", || prometheus.alerts("Stale").is_empty() && !aws.is_down());
 }
 
-/// The port of a pod that is called as `PodMonitor` calls it. Debian's Prometheus cannot ask the API server itself.
+/// The port of a pod that is called as the chart's `PodMonitor` calls it. Debian's Prometheus cannot ask the API server itself.
 fn target(namespace: &Namespace, pod: &str) -> String {
     let found = namespace.get(&format!("pod/{pod}")).unwrap();
     let containers = ["initContainers", "containers"].map(|list| found["spec"][list].clone());
     let ports =
         containers.iter().filter_map(Value::as_array).flatten().filter_map(|container| container["ports"].as_array());
-    let port = ports.flatten().find(|port| port["name"] == "keytide").unwrap();
+    let monitored = monitored();
+    let port = ports.flatten().find(|port| port["name"] == monitored).unwrap();
     format!("{}:{}", namespace.address(pod), port["containerPort"])
+}
+
+/// The name of that port.
+fn monitored() -> String {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/keytide");
+    let show = ["--set", "podMonitor.enabled=true", "--show-only", "templates/podmonitor.yaml"];
+    let text = helm(&[&["template", "keytide", chart, "--kube-version", "1.36.0"][..], &show].concat());
+    let endpoint = text.split("podMetricsEndpoints:").nth(1).unwrap();
+    // What Prometheus asks for where nothing else is said.
+    assert!(endpoint.contains("path: /metrics\n"), "{endpoint}");
+    endpoint.lines().find_map(|line| line.trim().strip_prefix("- port: ")).unwrap().to_owned()
 }

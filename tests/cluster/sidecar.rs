@@ -115,7 +115,7 @@ impl Sidecar {
             "name": "keytide", "image": IMAGE, "restartPolicy": "Always",
             "args": ["run", "--config", "/etc/keytide/keytide.yaml"],
             "env": self.environment,
-            "ports": [{"name": "keytide", "containerPort": PORT}],
+            "ports": [{"name": "keytide-metrics", "containerPort": PORT}],
             "securityContext": {"runAsNonRoot": true, "runAsUser": self.user, "runAsGroup": self.user,
                 "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
                 "seccompProfile": {"type": "RuntimeDefault"}},
