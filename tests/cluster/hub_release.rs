@@ -68,6 +68,7 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_whichever_of_two_writes() {
     aws.put("my-app/keys", &keys("sk-three"));
     until_started(&namespace, "sk-three");
 
+    namespace.assert_within_limits();
     helm(&["uninstall", "hub", "--namespace", namespace.name(), "--wait"]);
     let selector = "app.kubernetes.io/instance=hub";
     let kinds = "deployments,configmaps,serviceaccounts,roles,rolebindings,services,poddisruptionbudgets";

@@ -14,6 +14,7 @@ mod hub_release;
 mod identity;
 mod injection;
 mod litellm;
+mod memory;
 mod namespace;
 mod node;
 mod outage;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::Cluster,
+    memory::{LIMIT, REQUEST, memory},
     wait::{until, within},
 };
 
@@ -163,6 +164,26 @@ impl Namespace {
         let line = line.unwrap_or_else(|| panic!("no task of {pod}, {container}:\n{list}"));
         line.split_whitespace().nth(1).unwrap().to_owned()
     }
+
+    /// Whatever a test did to them: each keytide is within its request now, was within its limit, and did not end by it.
+    #[track_caller]
+    pub(crate) fn assert_within_limits(&self) {
+        let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "--output", "json"])).unwrap();
+        for pod in list["items"].as_array().unwrap() {
+            let name = pod["metadata"]["name"].as_str().unwrap();
+            let lists = ["initContainerStatuses", "containerStatuses"].map(|list| &pod["status"][list]);
+            let mut all = lists.into_iter().filter_map(Value::as_array).flatten();
+            let Some(keytide) = all.find(|status| status["name"] == "keytide") else { continue };
+            let ended = &keytide["lastState"]["terminated"]["reason"];
+            assert_ne!(*ended, "OOMKilled", "keytide in {name}");
+            if keytide["state"]["running"].is_null() || !pod["metadata"]["deletionTimestamp"].is_null() {
+                continue;
+            }
+            if let Some((now, peak)) = memory(&self.process(name, "keytide")) {
+                assert!(now <= REQUEST && peak <= LIMIT, "keytide in {name} holds {now} KiB and held {peak} KiB");
+            }
+        }
+    }
 }
 
 impl Drop for Namespace {
@@ -178,6 +199,9 @@ impl Drop for Namespace {
                 let output = self.cluster.try_kubectl(&[&["--namespace", &self.name], arguments].concat(), "");
                 eprintln!("--- {} in {}\n{}", arguments.join(" "), self.name, String::from_utf8_lossy(&output.stdout));
             }
+        }
+        if !thread::panicking() {
+            self.assert_within_limits();
         }
         self.cluster.try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], "");
     }

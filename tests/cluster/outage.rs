@@ -1,19 +1,16 @@
 //! AWS is away, or too much is asked of a volume.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::{
     aws::Aws,
+    memory::{LIMIT, REQUEST, memory},
     namespace::Namespace,
     sidecar::{Sidecar, application},
     wait::{until, within},
 };
-
-/// What the chart asks for, and where the kernel would end it.
-const REQUEST: u64 = 16 * 1024;
-const LIMIT: u64 = 64 * 1024;
 
 #[test]
 #[expect(clippy::print_stderr, reason = "figures, for people")]
@@ -35,31 +32,9 @@ fn keys_stay_while_aws_is_away_for_two_minutes_and_move_on_after() {
     aws.put("app", &json!({"API_KEY": "two"}));
     until("the key of now", || read() == "API_KEY='two'\n");
     assert_eq!(namespace.container("app", "keytide")["restartCount"], 0);
-    let (now, peak) = memory(&namespace.process("app", "keytide"));
+    let (now, peak) = memory(&namespace.process("app", "keytide")).unwrap();
     eprintln!("    the sidecar's memory: {now} KiB, at most {peak}; requested {REQUEST}, limit {LIMIT}");
     assert!(now <= REQUEST && peak <= LIMIT, "{now} KiB, {peak} KiB");
-}
-
-/// What a process and its control group hold now, and the most that they ever held, in KiB: the larger of the two, since
-/// pages of the program itself are counted where they were read first, and files in memory are not the process's.
-fn memory(process: &str) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let resident = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
-    let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap();
-    let path = |prefix: &str| groups.lines().find_map(|line| Some(line.split_once(prefix)?.1.to_owned()));
-    // The older and the newer kind of control groups.
-    let (folder, now, most) = match path(":memory:") {
-        Some(path) => (format!("memory{path}"), "usage_in_bytes", "max_usage_in_bytes"),
-        None => (path("0::").unwrap(), "current", "peak"),
-    };
-    let group = |name: &str| {
-        let text = fs::read_to_string(format!("/sys/fs/cgroup/{folder}/memory.{name}")).unwrap();
-        text.trim().parse::<u64>().unwrap() / 1024
-    };
-    (resident("VmRSS:").max(group(now)), resident("VmHWM:").max(group(most)))
 }
 
 #[test]

@@ -124,16 +124,16 @@ impl Emulator {
         Ok(Self { shared, address, ca_pem, threads: vec![thread] })
     }
 
-    /// Answers there as well, with HTTPS and nothing else; answers the certificate authority that a client has to trust.
+    /// Answers there as well, with HTTPS and nothing else. Where that is, and the certificate authority that a client has to trust.
     ///
     /// # Errors
     ///
     /// If the port or the thread cannot be had, or a name is none.
-    pub fn also_tls(&mut self, listen: SocketAddr, tls: &Tls) -> io::Result<String> {
+    pub fn also_tls(&mut self, listen: SocketAddr, tls: &Tls) -> io::Result<(SocketAddr, String)> {
         let identity = tls.identity()?;
-        let (_, thread) = serve(&self.shared, listen, Some(identity.acceptor))?;
+        let (address, thread) = serve(&self.shared, listen, Some(identity.acceptor))?;
         self.threads.push(thread);
-        Ok(identity.ca_pem)
+        Ok((address, identity.ca_pem))
     }
 
     /// Where it listens: `http://127.0.0.1:PORT`, or with TLS `https://localhost:PORT`.

@@ -60,7 +60,8 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let mut emulator = Emulator::start_with(seed, listen)?;
     if let (Some(listen), Some(file)) = (tls_listen, tls_ca) {
         let tls = tls_name.iter().fold(Tls::new(), |tls, name| tls.name(name));
-        std::fs::write(file, emulator.also_tls(listen, &tls)?)?;
+        let (_, authority) = emulator.also_tls(listen, &tls)?;
+        std::fs::write(file, authority)?;
     }
     emulator.set_recording(!no_record);
     io::stdout().write_all(exports(&emulator.url(), &region, user.as_ref()).as_bytes())?;

@@ -34,10 +34,14 @@ fn start(tls: &Tls) -> Emulator {
 
 /// A client that trusts this emulator and nobody else: at its own address, or through a proxy at AWS's.
 fn trusting(emulator: &Emulator, proxy: Option<ProxyConfig>) -> Client {
-    let store = TrustStore::empty().with_pem_certificate(emulator.ca_pem().unwrap());
+    client_of(proxy.is_none().then(|| emulator.url()), emulator.ca_pem().unwrap(), proxy)
+}
+
+fn client_of(url: Option<String>, authority: &str, proxy: Option<ProxyConfig>) -> Client {
+    let store = TrustStore::empty().with_pem_certificate(authority);
     let context = TlsContext::builder().with_trust_store(store).build().unwrap();
     let mut settings = config(owner(), "us-east-1");
-    settings.set_endpoint_url(proxy.is_none().then(|| emulator.url()));
+    settings.set_endpoint_url(url);
     let http = Builder::new().build_with_connector_fn(move |_, _| {
         let mut connector = Connector::builder();
         connector.set_proxy_config(proxy.clone());
@@ -135,6 +139,23 @@ async fn it_may_speak_nothing_newer_than_1_2() {
     let emulator = start(&Tls::new().only_1_2());
     assert_eq!(version(&emulator, "localhost").await.unwrap(), ProtocolVersion::TLSv1_2);
     assert_eq!(get(&trusting(&emulator, None)).await, "ok");
+}
+
+#[tokio::test]
+async fn a_plain_one_answers_over_tls_as_well() {
+    let mut emulator = Emulator::start_with(Seed::default().secret("a", "one"), free()).unwrap();
+    let (address, authority) = emulator.also_tls(free(), &Tls::new()).unwrap();
+    let (plain, tls) = (emulator.url(), format!("https://localhost:{}", address.port()));
+    let client_by_tls = client_of(Some(tls.clone()), &authority, None);
+    assert!(plain.starts_with("http://"));
+    assert_eq!(get(&client(&plain, owner(), "us-east-1")).await, "ok");
+    assert_eq!(get(&client_by_tls).await, "ok");
+    assert_eq!(get(&client(&tls, owner(), "us-east-1")).await, "network");
+    assert_eq!(emulator.count("GetSecretValue"), 2);
+    emulator.set_down(true);
+    assert_eq!(get(&client_by_tls).await, "network");
+    drop(emulator);
+    std::net::TcpStream::connect(address).unwrap_err();
 }
 
 #[test]
