@@ -101,7 +101,7 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
     "terminationGracePeriodSeconds": (HUB, 60, f"{POD}.terminationGracePeriodSeconds", 60),
     "extraInitContainers": (HUB, [{"name": "a"}], f"{POD}.initContainers", [{"name": "a"}]),
     "extraContainers": (HUB, [{"name": "a"}], f"{POD}.containers.1", {"name": "a"}),
-    "serviceAccount.create": (HUB, False, f"{POD}.serviceAccountName", "default"),
+    "serviceAccount.create": (HUB | {"serviceAccount": {"name": "mine"}}, False, "ServiceAccount.-", None),
     "serviceAccount.name": (HUB, "mine", "ServiceAccount.metadata.name", "mine"),
     "serviceAccount.annotations": (HUB, {"eks.amazonaws.com/role-arn": ROLE}, "ServiceAccount.metadata.annotations", {"eks.amazonaws.com/role-arn": ROLE}),
     "serviceAccount.automount": (HUB, False, f"{POD}.automountServiceAccountToken", False),
@@ -316,6 +316,7 @@ IMPOSSIBLE: list[tuple[str, Object, str]] = [
     ("two ports", merged(HUB, nested("config.keytide.http.listen", "[::]:9100")), "set http.port to the same port"),
     ("an odd duration", merged(HUB, nested("config.keytide.refresh.startup_timeout", "PT5M")), "whole hours, minutes and seconds"),
     ("both ends of a budget", merged(HUB, nested("podDisruptionBudget.minAvailable", 1)), "takes one of them"),
+    ("the hub's rights for everybody", merged(HUB, nested("serviceAccount.create", False)), "name one"),
     ("two scrapes", merged(MONITORED, SCRAPED), "scraped twice"),
     ("endpoints of one's own and AWS's", {"aws": {"stsEndpoint": "https://sts.example", "useFipsEndpoint": True}}, "refuses both together"),
 ]

@@ -75,7 +75,7 @@ annotations:
 {{- if .Values.serviceAccount.create }}
 {{- default (include "keytide.fullname" .) .Values.serviceAccount.name }}
 {{- else }}
-{{- default "default" .Values.serviceAccount.name }}
+{{- .Values.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
@@ -137,6 +137,9 @@ annotations:
 {{- end }}
 {{- if and (eq $values.mode "hub") $values.existingConfigMap $values.rbac.create (not $values.rbac.rules) }}
 {{- fail "rbac.rules is empty, and the chart cannot read existingConfigMap: set it to the rules that `keytide policy --kubernetes --config keytide.yaml` prints, or rbac.create to false" }}
+{{- end }}
+{{- if and (eq $values.mode "hub") (not $values.serviceAccount.create) (not $values.serviceAccount.name) }}
+{{- fail "serviceAccount.create is false and serviceAccount.name is empty: the hub's rights would be those of every pod of the namespace without a service account of its own; name one" }}
 {{- end }}
 {{- with $values.aws }}
 {{- if and (or .secretsManagerEndpoint .stsEndpoint) (or .useFipsEndpoint .useDualstackEndpoint) }}
