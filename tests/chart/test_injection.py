@@ -328,7 +328,7 @@ def test_another_value_of_the_label_and_other_namespaces_are_left_alone(policies
 
 BAD = {
     "keytide.dev/primary-secret": ["my app", 'x"}, y: {"', "x\n  y: z", "x'", "x\\", "x{", "x" * 513, "arn:aws:iam::123456789012:role/x",
-                                   "arn:aws:secretsmanager:us-east-1:1:secret:x", "ü", "a#b", "a: b", "a\u2028b", "a\tb"],
+                                   "arn:aws:secretsmanager:us-east-1:1:secret:x", "ü", "a#b", "a: b", "a\u2028b", "a\tb", "os.environ/X"],
     "keytide.dev/config": ["My-App", "a/b", "-a", "a_b", "x" * 254, "a\n"],
     "keytide.dev/role-arn": ["my-app", "arn:aws:iam::12:role/x", 'arn:aws:iam::123456789012:role/x", y: "z', "arn:aws:iam::123456789012:user/x",
                              "arn:aws:iam::123456789012:role/x\n", "arn:aws:iam::123456789012:role/"],
@@ -357,6 +357,11 @@ def test_what_is_missing_or_given_twice_refuses_the_pod_and_says_so(policies: Po
     assert "are both set" in policies.refusal(pod(SECRET | {"keytide.dev/config": "x"}))
     clash = pod(SECRET, volumes=[{"name": "keytide-env", "emptyDir": {}}])
     assert "volume of its own whose name begins with keytide-" in policies.refusal(clash)
+    for volume in ("keytide-token", "keytide-private", "keytide-config"):
+        thief = {"name": "thief", "image": "i", "volumeMounts": [{"name": volume, "mountPath": "/x"}]}
+        with_role = SECRET | {"keytide.dev/role-arn": ROLE}
+        for stolen in (pod(with_role, [RESTRICTED_APP, thief]), pod(with_role, initContainers=[thief])):
+            assert f'Not found: "{volume}"' in policies.refusal(stolen), "the volumes of keytide alone do not come into a pod that mounts them"
     nowhere = release({})
     assert "aws.region=REGION" in nowhere.refusal(pod(SECRET))
     assert nowhere.refusal(pod({"keytide.dev/config": "x"})) == ""
@@ -430,8 +435,14 @@ def test_the_configuration_of_a_pod_stays_as_the_policy_wrote_it(policies: Polic
         for subresource in ("", "/status"):
             status, message = change({"annotations": {"keytide.dev/rendered-config": value}}, subresource)
             assert status == 422 and "stays as it was made" in message, (value, subresource, message)
+    target = {"target": {"apiVersion": "v1", "kind": "Node", "name": "node"}}
+    for where in (f"{path}/binding", f"/api/v1/namespaces/{policies.namespace}/bindings"):
+        metadata = {"name": made["metadata"]["name"], "annotations": {"keytide.dev/rendered-config": stolen}}
+        status, answer = cluster.ask("POST", where, {"metadata": metadata} | target)
+        assert status == 422 and "stays as it was made" in answer["message"], (where, answer)
     now = cluster.ask("GET", path)[1]
     assert config_of(now) == config_of(made)
+    assert cluster.ask("POST", f"{path}/binding", {"metadata": {"name": made["metadata"]["name"]}} | target)[0] == 201, "a scheduler binds it"
     assert cluster.ask("DELETE", path + "?gracePeriodSeconds=0")[0] == 200
 
 

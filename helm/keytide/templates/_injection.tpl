@@ -76,7 +76,9 @@ resourceRules:
   message: "keytide.dev/config and keytide.dev/primary-secret are both set: the ConfigMap is the whole configuration, so take one of them away"
 - expression: variables.config.matches('^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$')
   message: "keytide.dev/config: expected the name of a ConfigMap, such as my-app-keytide"
-- expression: variables.secret.matches('^((arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:)?[A-Za-z0-9/_+=.@-]{1,512})?$')
+- expression: >-
+    variables.secret.matches('^((arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:)?[A-Za-z0-9/_+=.@-]{1,512})?$') &&
+    !variables.secret.startsWith('os.environ/')
   message: "keytide.dev/primary-secret: expected the name or the ARN of a secret, such as my-app/keys"
 {{- if not .Values.aws.region }}
 - expression: variables.secret == ''
@@ -100,6 +102,11 @@ resourceRules:
   message: "keytide.dev/spool: expected true or false, in quotation marks"
 - expression: "!variables.volumes.exists(v, v.name.startsWith('keytide-'))"
   message: "the pod has a volume of its own whose name begins with keytide-: give it another name"
+# Nothing is injected into such a pod, and so the API server itself refuses it: it has no such volume.
+- expression: >-
+    [variables.own, variables.ownInit].all(list, list.all(c, c.?volumeMounts.orValue([]).all(m,
+    !(m.name in ['keytide-token', 'keytide-private', 'keytide-config']))))
+  message: "a container mounts keytide-token, keytide-private or keytide-config, which are keytide's alone"
 {{- end }}
 
 {{/* The keytide.yaml of a pod without keytide.dev/config. What comes from annotations is checked before, and holds no quotation mark. */}}
