@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conftest import CHART, EXAMPLES, PROGRAMS, RESTRICTED, ROOT, Cluster, Object, objects_of, one, until, values_of
-from test_values import HUB, SIDECAR, merged
+from test_values import ENV_OUTPUT, HUB, SIDECAR, SPOOL, merged
 
 MONITORING = EXAMPLES / "monitoring.yaml"
 #: The options that no example has.
@@ -32,9 +32,10 @@ EVERYTHING: Object = merged(HUB, {
     "grafanaDashboard": {"enabled": True, "annotations": {"folder": "f"}}, "service": {"annotations": {"a": "b"}},
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra", "namespace": "{{ .Release.Namespace }}"}}],
 })
+SPOOLED = merged(SIDECAR, {"config": {"keytide": SPOOL}, "sidecar": {"spool": True}})
+WITH_ALL = merged(SPOOLED, {"config": {"keytide": {"outputs": [ENV_OUTPUT]}}, "sidecar": {"env": ["A"], "isolateCredentials": True}})
 SETS: dict[str, list[Object | Path]] = {p.stem: [p, MONITORING] for p in sorted(EXAMPLES.glob("*.yaml")) if p != MONITORING}
-SETS |= {"everything": [EVERYTHING], "sidecar with all": [merged(SIDECAR, {"sidecar": {"env": ["A"], "spool": True, "isolateCredentials": True}})],
-         "test without AWS": [{"mode": "sidecar"}], "test with AWS": [{"test": {"annotations": {"keytide.dev/primary-secret": "a"}}}]}
+SETS |= {"everything": [EVERYTHING], "sidecar with all": [WITH_ALL], "test without AWS": [{"mode": "sidecar"}], "test with AWS": [{"test": {"annotations": {"keytide.dev/primary-secret": "a"}}}]}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_patched_workload_is_admitted_with_keytide_before_its_own_init_contain
             "volumes": [{"name": "data", "emptyDir": {}}]}}
         workload = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "app"}, "spec": {"selector": {"matchLabels": {"app": "app"}}, "template": template}}
         cluster.kubectl("create", "--namespace", restricted, "--filename", "-", text=yaml.safe_dump(workload))
-        objects = render(merged(SIDECAR, {"sidecar": {"spool": True}}))
+        objects = render(SPOOLED)
         patch = one(objects, "ConfigMap", "keytide-sidecar")["data"]["patch.yaml"]
         for again in (False, True):
             said, warnings = cluster.kubectl("patch", resource, "app", "--namespace", restricted, "--patch", patch)

@@ -16,6 +16,8 @@ HUB: Object = {"mode": "hub", "config": {"keytide": {
     "aws": {"region": "us-east-1"}, "primary_secret": {"name": "app/keys"}, "outputs": [{"kubernetes_secret": {"name": "app-keys"}}]}}}
 SIDECAR: Object = {"mode": "sidecar", "config": {"keytide": {"aws": {"region": "us-east-1"}, "primary_secret": {"name": "app/keys"}}}}
 INJECTION: Object = {"mode": "injection"}
+ENV_OUTPUT = {"env_file": {"name": "kubernetes", "path": "/run/keytide/env/kubernetes.env", "format": "kubernetes", "keys": ["A"]}}
+SPOOL = {"spool": {"directory": "/run/keytide/spool/in"}, "virtual_keys": {"prefix": "app/"}}
 #: Modes whose defaults are not what a test of one value needs.
 MONITORED = HUB | {"podMonitor": {"enabled": True}}
 SCRAPED = HUB | {"serviceMonitor": {"enabled": True}}
@@ -150,6 +152,8 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
 #: What a value needs beside it.
 NEEDS: dict[str, Object] = {
     "mode": {"config": HUB["config"]},
+    "sidecar.env": {"config": {"keytide": {"outputs": [ENV_OUTPUT]}}},
+    "sidecar.spool": {"config": {"keytide": SPOOL}}, "volumes.spool.sizeLimit": {"config": {"keytide": SPOOL}},
     "aws.tokenAudience": {"aws": {"roleArn": ROLE}}, "aws.tokenExpirationSeconds": {"aws": {"roleArn": ROLE}},
 }
 #: Values that hold somebody else's object, of which the chart has only the default.
@@ -316,6 +320,8 @@ IMPOSSIBLE: list[tuple[str, Object, str]] = [
     ("two ports", merged(HUB, nested("config.keytide.http.listen", "[::]:9100")), "set http.port to the same port"),
     ("an odd duration", merged(HUB, nested("config.keytide.refresh.startup_timeout", "PT5M")), "whole hours, minutes and seconds"),
     ("both ends of a budget", merged(HUB, nested("podDisruptionBudget.minAvailable", 1)), "takes one of them"),
+    ("variables of a file that is not written", merged(SIDECAR, nested("sidecar.env", ["A", "B"])), "format: kubernetes, keys: [A, B]}"),
+    ("a spool that is not read", merged(SIDECAR, nested("sidecar.spool", True)), "spool: {directory: /run/keytide/spool/in}"),
     ("the hub's rights for everybody", merged(HUB, nested("serviceAccount.create", False)), "name one"),
     ("two scrapes", merged(MONITORED, SCRAPED), "scraped twice"),
     ("endpoints of one's own and AWS's", {"aws": {"stsEndpoint": "https://sts.example", "useFipsEndpoint": True}}, "refuses both together"),
@@ -341,3 +347,14 @@ def test_a_cluster_without_the_policy_api_is_refused_with_the_way_out(render: Re
         assert render(mode, "--kube-version", "1.29.0")
         with pytest.raises(Refused):
             render(mode, "--kube-version", "1.28.0")
+    variables = merged(SIDECAR, NEEDS["sidecar.env"], nested("sidecar.env", ["A"]))
+    assert render(variables, "--kube-version", "1.35.0")
+    with pytest.raises(Refused) as refusal:
+        render(variables, "--kube-version", "1.34.9")
+    assert "fileKeyRef" in str(refusal.value)
+
+
+def test_keytide_accepts_the_lines_that_a_refusal_asks_for(render: Render, tmp_path: Path) -> None:
+    objects = render(merged(SIDECAR, {"config": {"keytide": {"outputs": [ENV_OUTPUT]} | SPOOL}, "sidecar": {"env": ["A"], "spool": True}}))
+    said = check(find(objects, "ConfigMap.data")["keytide.yaml"], environment_of(find(objects, f"{PATCH}.spec.initContainers.0")), tmp_path)
+    assert said.rstrip().endswith("\nvalid")

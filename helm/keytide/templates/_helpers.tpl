@@ -138,6 +138,27 @@ annotations:
 {{- if and (eq $values.mode "hub") $values.existingConfigMap $values.rbac.create (not $values.rbac.rules) }}
 {{- fail "rbac.rules is empty, and the chart cannot read existingConfigMap: set it to the rules that `keytide policy --kubernetes --config keytide.yaml` prints, or rbac.create to false" }}
 {{- end }}
+{{- if and (eq $values.mode "sidecar") $values.sidecar.env }}
+{{- if semverCompare "<1.35-0" .Capabilities.KubeVersion.Version }}
+{{- fail "sidecar.env needs fileKeyRef, which Kubernetes has from 1.35 on: leave it empty, and let the application source the file" }}
+{{- end }}
+{{- if $values.config }}
+{{- $written := list }}
+{{- range dig "keytide" "outputs" (list) $values.config }}
+{{- with .env_file }}
+{{- if and (eq (toString .path) "/run/keytide/env/kubernetes.env") (eq (toString .format) "kubernetes") }}
+{{- $written = append $written . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if not $written }}
+{{- fail (printf "sidecar.env takes the variables from a file that no output writes: add to config.keytide.outputs\n- env_file: {name: kubernetes, path: /run/keytide/env/kubernetes.env, format: kubernetes, keys: [%s]}" (join ", " $values.sidecar.env)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and (eq $values.mode "sidecar") $values.sidecar.spool $values.config (not (dig "keytide" "spool" (dict) $values.config)) }}
+{{- fail "sidecar.spool is a directory that keytide does not read: add to config.keytide\nspool: {directory: /run/keytide/spool/in}\nand virtual_keys, or set sidecar.spool to false" }}
+{{- end }}
 {{- if and (eq $values.mode "hub") (not $values.serviceAccount.create) (not $values.serviceAccount.name) }}
 {{- fail "serviceAccount.create is false and serviceAccount.name is empty: the hub's rights would be those of every pod of the namespace without a service account of its own; name one" }}
 {{- end }}
