@@ -167,4 +167,15 @@ def test_the_printed_command_is_the_one_that_works(cluster: Cluster, tmp_path: P
     environment = cluster.environment() | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
     done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "patched" in done.stdout, done.stderr
+    copied = yaml.safe_load(said.split("copy it into your manifests")[1].split("\n", 1)[1].split("Try it here")[0])["spec"]["template"]
+    template = workload["spec"]["template"]
+    template["metadata"]["labels"] |= copied["metadata"]["labels"]
+    template["spec"]["containers"][0] |= copied["spec"]["containers"][0]
+    template["spec"] |= {"initContainers": copied["spec"]["initContainers"], "volumes": copied["spec"]["volumes"]}
+    assert set(copied["spec"]) == {"initContainers", "containers", "volumes"}
+    workload["metadata"]["name"] = "copied"
+    cluster.kubectl("apply", "--server-side", "--validate=strict", "--namespace", namespace, "--filename", "-", text=yaml.safe_dump(workload))
+    made = [json.loads(cluster.kubectl("get", "deployment", name, "--namespace", namespace, "--output", "json")[0])["spec"]["template"]
+            for name in ("my-app", "copied")]
+    assert made[0] == made[1], "the patch and the copy make the same pod"
     cluster.helm("uninstall", "release", "--namespace", namespace)

@@ -210,26 +210,30 @@ volumeMounts:
 {{- if $configured }}{{ include "keytide.seconds" $configured }}{{ else }}{{ .Values.startupTimeoutSeconds }}{{ end }}
 {{- end }}
 
-{{/* The printed snippet: a strategic merge patch of a workload, which can also be copied into one. */}}
+{{/* What a workload gets: "context", "patch" (a strategic merge patch, which says what is first; manifests may not). */}}
 {{- define "keytide.patch" -}}
+{{- $context := .context }}
+{{- $values := $context.Values }}
 spec:
   template:
     metadata:
       labels:
         keytide.dev/sidecar: "true"
-      {{- if .Values.sidecar.isolateCredentials }}
+      {{- if $values.sidecar.isolateCredentials }}
       annotations:
-        eks.amazonaws.com/skip-containers: {{ join "," .Values.sidecar.containers | quote }}
+        eks.amazonaws.com/skip-containers: {{ join "," $values.sidecar.containers | quote }}
       {{- end }}
     spec:
+      {{- if .patch }}
       $setElementOrder/initContainers:
         - name: keytide
+      {{- end }}
       initContainers:
-        {{- include "keytide.sidecar" . | nindent 8 }}
+        {{- include "keytide.sidecar" $context | nindent 8 }}
       containers:
-        {{- range .Values.sidecar.containers }}
+        {{- range $values.sidecar.containers }}
         - name: {{ . | quote }}
-          {{- with $.Values.sidecar.env }}
+          {{- with $values.sidecar.env }}
           env:
             {{- range . }}
             - name: {{ . | quote }}
@@ -238,8 +242,8 @@ spec:
             {{- end }}
           {{- end }}
           volumeMounts:
-            {{- include "keytide.mounts" $ | nindent 12 }}
+            {{- include "keytide.mounts" $context | nindent 12 }}
         {{- end }}
       volumes:
-        {{- include "keytide.volumes" . | nindent 8 }}
+        {{- include "keytide.volumes" $context | nindent 8 }}
 {{- end }}
