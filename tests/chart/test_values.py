@@ -259,6 +259,24 @@ def test_a_port_of_ones_own_is_the_one_that_keytide_opens(render: Render, tmp_pa
     assert yaml.safe_load(config)["keytide"]["http"]["listen"] == "[::]:9100"
 
 
+@pytest.mark.parametrize(("values", "timeout", "failures"), [
+    ({}, None, 330),
+    ({"startupTimeoutSeconds": 60}, "60s", 90),
+    ({"startupTimeoutSeconds": 60, "config": {"keytide": {"refresh": {"startup_timeout": "2m"}}}}, "2m", 150),
+    ({"startupTimeoutSeconds": 60, "startupProbe": {"periodSeconds": 7}}, "60s", 13),
+    ({"startupTimeoutSeconds": 60, "startupProbe": {"periodSeconds": None}}, "60s", 9),
+], ids=["default", "value", "configuration", "period", "no period"])
+def test_the_startup_probe_waits_for_as_long_as_keytide_may_take(
+    values: Object, timeout: str | None, failures: int, render: Render, tmp_path: Path,
+) -> None:
+    for mode, container in ((HUB, CONTAINER), (SIDECAR, f"{PATCH}.spec.initContainers.0")):
+        objects = render(merged(mode, values))
+        config = find(objects, "ConfigMap.data")["keytide.yaml"]
+        assert yaml.safe_load(config)["keytide"].get("refresh", {}).get("startup_timeout") == timeout
+        assert check(config, environment_of(find(objects, container)), tmp_path).rstrip().endswith("\nvalid")
+        assert find(objects, f"{container}.startupProbe.failureThreshold") == failures
+
+
 # === The Role
 
 

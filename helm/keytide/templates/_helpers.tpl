@@ -96,6 +96,10 @@ annotations:
 {{- else if and $listen (not (hasSuffix (printf ":%d" $port) $listen)) }}
 {{- fail (printf "config.keytide.http.listen is %s, and the probes ask port %d: set http.port to the same port" $listen $port) }}
 {{- end }}
+{{- $startup := int .Values.startupTimeoutSeconds }}
+{{- if and $config (not (dig "keytide" "refresh" "startup_timeout" "" $config)) (ne $startup 300) }}
+{{- $config = mergeOverwrite $config (dict "keytide" (dict "refresh" (dict "startup_timeout" (printf "%ds" $startup)))) }}
+{{- end }}
 {{- toYaml $config }}
 {{- end }}
 

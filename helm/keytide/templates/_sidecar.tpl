@@ -109,7 +109,9 @@ ports:
     containerPort: {{ toJson $port }}
     protocol: TCP
 startupProbe:
-  {{- $probe := merge (dict) $values.startupProbe (dict "failureThreshold" (add $startup 30)) }}
+  {{- /* Rounded up; the API server takes 10 seconds where nothing is said. */}}
+  {{- $period := default 10 $values.startupProbe.periodSeconds | int }}
+  {{- $probe := merge (dict) $values.startupProbe (dict "failureThreshold" (div (add $startup 30 $period -1) $period)) }}
   httpGet:
     path: /startupz
     port: {{ toJson $port }}
