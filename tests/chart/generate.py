@@ -66,10 +66,10 @@ def manifests(chart, namespace, *values):
 def consumer():
     """The chart of somebody who uses this one, with it."""
     with tempfile.TemporaryDirectory() as directory:
-        chart = Path(directory) / "app"
+        chart = Path(directory) / "my-app"
         shutil.copytree(CONSUMER, chart)
         shutil.copytree(CHART, chart / "charts/keytide")
-        return manifests(chart, "app")
+        return manifests(chart, "my-app")
 
 
 def policies():
@@ -83,7 +83,7 @@ def policies():
         provider = "https://oidc.eks.us-east-1.amazonaws.com/id/EXAMPLE"
         for name, arguments in {
             "permissions": (),
-            "irsa-trust": ("--oidc-provider", provider, "--service-account", "keytide:keytide"),
+            "irsa-trust": ("--oidc-provider", provider, "--service-account", "my-app:keytide"),
             "pod-identity-trust": (),
         }.items():
             yield DEPLOY / f"iam/{name}.json", keytide(*common, "--document", name, *arguments)
@@ -93,7 +93,7 @@ def generated():
     yield CHART / "values.schema.json", schema()
     yield CHART / "README.md", readme()
     yield DEPLOY / "kubernetes/injection.yaml", manifests(CHART, "keytide", EXAMPLES / "injection.yaml")
-    yield DEPLOY / "kubernetes/hub.yaml", manifests(CHART, "keytide", EXAMPLES / "hub-irsa.yaml")
+    yield DEPLOY / "kubernetes/hub.yaml", manifests(CHART, "my-app", EXAMPLES / "hub-irsa.yaml")
     yield DEPLOY / "kubernetes/sidecar.yaml", consumer()
     yield from policies()
 

@@ -99,6 +99,29 @@ def test_the_two_commands_of_the_readme_bring_an_application_its_keys(cluster: C
     until(lambda: cluster.ask("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", left)[0] == 201, "nothing asks for annotations any more")
 
 
+def test_the_commands_of_deploys_readme_are_taken(cluster: Cluster, tmp_path: Path) -> None:
+    block = (ROOT / "deploy/README.md").read_text().split("```sh\n")[1].split("```")[0]
+    create, *apply = block.splitlines()
+    if cluster.ask("GET", "/api/v1/namespaces/my-app")[0] == 404:
+        cluster.kubectl(*create.split()[1:])
+    files = [line.split()[-1] for line in apply]
+    assert sorted(files) == sorted(str(file.relative_to(ROOT)) for file in (ROOT / "deploy/kubernetes").glob("*.yaml"))
+    environment = cluster.environment() | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+    try:
+        done = subprocess.run(["sh", "-euc", "\n".join(apply)], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        accounts = cluster.kubectl("get", "serviceaccounts", "--namespace", "my-app", "--output", "name")[0].split()
+        assert {"serviceaccount/my-app", "serviceaccount/keytide"} <= set(accounts)
+        subjects = [s["Condition"]["StringEquals"] for s in json.loads((ROOT / "deploy/iam/irsa-trust.json").read_text())["Statement"]]
+        assert [v for s in subjects for k, v in s.items() if k.endswith(":sub")] == ["system:serviceaccount:my-app:keytide"]
+    finally:
+        for file in files:
+            cluster.kubectl("delete", "--ignore-not-found", "--wait=false", "--filename", ROOT / file)
+    left = {"metadata": {"generateName": "x-", "labels": {"keytide.dev/inject": "true"}}, "spec": {"containers": [{"name": "app", "image": "app"}]}}
+    namespace = cluster.namespace()
+    until(lambda: cluster.ask("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", left)[0] == 201, "nothing asks for annotations any more")
+
+
 def test_both_programs_take_the_file_of_the_litellm_example(tmp_path: Path) -> None:
     role = {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/litellm", "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/keytide/token"}
     assert check((LITELLM / "config.yaml").read_text(), role, tmp_path).rstrip().endswith("\nvalid")

@@ -98,14 +98,15 @@ def test_a_chart_that_has_this_one_as_a_dependency_gets_its_sidecar_and_nothing_
     cluster: Cluster, render: Callable[..., list[Object]], tmp_path: Path,
 ) -> None:
     restricted = cluster.namespace(RESTRICTED)
-    chart = Path(shutil.copytree(ROOT / "tests/chart/consumer", tmp_path / "app"))
+    chart = Path(shutil.copytree(ROOT / "tests/chart/consumer", tmp_path / "my-app"))
     shutil.copytree(CHART, chart / "charts/keytide")
-    objects = render({}, "--namespace", restricted, name="app", chart=chart)
-    assert sorted((o["kind"], o["metadata"]["name"]) for o in objects) == [("ConfigMap", "app-keytide"), ("Deployment", "app"), ("ServiceAccount", "app")]
+    objects = render({}, "--namespace", restricted, name="my-app", chart=chart)
+    assert sorted((o["kind"], o["metadata"]["name"]) for o in objects) == [
+        ("ConfigMap", "my-app-keytide"), ("Deployment", "my-app"), ("ServiceAccount", "my-app")]
     dry_run(cluster, restricted, objects)
     by_dependency = one(objects, "Deployment")["spec"]["template"]["spec"]
     values = yaml.safe_load((chart / "values.yaml").read_text())["keytide"]
-    printed = yaml.safe_load(one(render(values), "ConfigMap", "app-keytide-sidecar")["data"]["patch.yaml"])["spec"]["template"]["spec"]
+    printed = yaml.safe_load(one(render(values), "ConfigMap", "my-app-keytide-sidecar")["data"]["patch.yaml"])["spec"]["template"]["spec"]
     assert by_dependency["initContainers"] == printed["initContainers"]
     assert by_dependency["volumes"] == printed["volumes"]
     assert by_dependency["containers"][0]["volumeMounts"] == printed["containers"][0]["volumeMounts"]
@@ -116,7 +117,8 @@ def test_the_manifests_of_deploy_are_taken_as_they_are(cluster: Cluster) -> None
         objects = objects_of(file.read_text())
         for namespace in {o["metadata"].get("namespace") for o in objects} - {None}:
             if cluster.ask("GET", f"/api/v1/namespaces/{namespace}")[0] == 404:
-                cluster.create("/api/v1/namespaces", {"metadata": {"name": namespace, "labels": RESTRICTED}})
+                cluster.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+            cluster.kubectl("label", "namespace", namespace, "--overwrite", *(f"{label}={value}" for label, value in RESTRICTED.items()))
         _, warnings = cluster.kubectl("apply", "--server-side", "--dry-run=server", "--filename", file)
         assert warnings == "", f"{file}: {warnings}"
 
