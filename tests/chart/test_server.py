@@ -134,7 +134,7 @@ def everything_of(cluster: Cluster, namespace: str) -> set[str]:
 
 @pytest.mark.parametrize(("values", "commands"), [
     ([{"mode": "injection", "aws": {"region": "us-east-1"}}, MONITORING], ["kubectl patch deployment APP", "keytide.dev/primary-secret", "helm --namespace"]),
-    ([SIDECAR], ["patch deployment APP --patch", "initContainers:", "name: keytide"]),
+    ([SIDECAR], ["patch deployment APP --patch", "initContainers:", "name: keytide", "set test.serviceAccountName", "test release --timeout 6m"]),
     ([{"mode": "sidecar"}], ["Nothing runs yet"]),
     ([EVERYTHING], ["Secret app-keys in namespace", "/keytide status", "helm --namespace"]),
 ], ids=["injection", "sidecar", "sidecar without configuration", "hub"])
