@@ -110,7 +110,9 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
     "rbac.create": (HUB, False, "Role.-", None),
     "rbac.rules": (HUB, [RULE], "Role.rules", [RULE]),
     "podDisruptionBudget.enabled": (HUB, False, "PodDisruptionBudget.-", None),
-    "podDisruptionBudget.minAvailable": (HUB | {"podDisruptionBudget": {"maxUnavailable": ""}}, 1, "PodDisruptionBudget.spec.minAvailable", 1),
+    "podDisruptionBudget.minAvailable": (HUB, 1, "PodDisruptionBudget.spec", {
+        "minAvailable": 1, "selector": {"matchLabels": {f"app.kubernetes.io/{k}": v for k, v in (
+            ("name", "keytide"), ("instance", "keytide"), ("component", "hub"))}}}),
     "podDisruptionBudget.maxUnavailable": (HUB, "50%", "PodDisruptionBudget.spec.maxUnavailable", "50%"),
     "service.annotations": (HUB, {"a": "b"}, "Service.metadata.annotations.a", "b"),
     "podMonitor.enabled": (INJECTION, True, "PodMonitor.spec.selector.matchLabels", {"keytide.dev/inject": "true"}),
@@ -337,7 +339,6 @@ IMPOSSIBLE: list[tuple[str, Object, str]] = [
     ("a configuration for everybody", {"config": SIDECAR["config"]}, "are for the modes sidecar and hub"),
     ("two ports", merged(HUB, nested("config.keytide.http.listen", "[::]:9100")), "set http.port to the same port"),
     ("an odd duration", merged(HUB, nested("config.keytide.refresh.startup_timeout", "PT5M")), "whole hours, minutes and seconds"),
-    ("both ends of a budget", merged(HUB, nested("podDisruptionBudget.minAvailable", 1)), "takes one of them"),
     ("variables of a file that is not written", merged(SIDECAR, nested("sidecar.env", ["A", "B"])), "format: kubernetes, keys: [A, B]}"),
     ("a spool that is not read", merged(SIDECAR, nested("sidecar.spool", True)), "spool: {directory: /run/keytide/spool/in}"),
     ("the hub's rights for everybody", merged(HUB, nested("serviceAccount.create", False)), "name one"),

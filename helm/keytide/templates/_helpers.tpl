@@ -171,7 +171,4 @@ annotations:
 {{- fail "aws has an endpoint of its own, and useFipsEndpoint or useDualstackEndpoint, which choose AWS's: keytide refuses both together" }}
 {{- end }}
 {{- end }}
-{{- if and $values.podDisruptionBudget.enabled (ne (toString $values.podDisruptionBudget.minAvailable) "") (ne (toString $values.podDisruptionBudget.maxUnavailable) "") }}
-{{- fail "podDisruptionBudget has minAvailable and maxUnavailable: Kubernetes takes one of them" }}
-{{- end }}
 {{- end }}
