@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 import yaml
 
-from conftest import CHART, RESTRICTED, Cluster, Object, check, environment_of, helm, objects_of, one, until, values_of
+from conftest import CHART, RESTRICTED, ROOT, Cluster, Object, check, environment_of, helm, objects_of, one, until, values_of
 
 ROLE = "arn:aws:iam::123456789012:role/my-app"
 SECRET = {"keytide.dev/primary-secret": "my-app/keys"}
@@ -333,7 +334,7 @@ BAD = {
     "keytide.dev/role-arn": ["my-app", "arn:aws:iam::12:role/x", 'arn:aws:iam::123456789012:role/x", y: "z', "arn:aws:iam::123456789012:user/x",
                              "arn:aws:iam::123456789012:role/x\n", "arn:aws:iam::123456789012:role/"],
     "keytide.dev/containers": ["nobody", "app,nobody", "keytide", "app;b"],
-    "keytide.dev/env": ["1A", "A B", "A-B", 'A", member: "B', "A\nB", "A,A", "A,é"],
+    "keytide.dev/env": ["1A", "A B", "A-B", 'A", member: "B', "A\nB", "A,A", "A,é", "A,PATH", "ld_preload", "HTTPS_PROXY", "UID"],
     "keytide.dev/http-port": ["80", "http", "65536", "99999", "019847", "1e4", "-1", "", " 9100", "99999999999999999999"],
     "keytide.dev/run-as-user": ["0", "root", "-1", "2147483648", "1.5", "", "01", "99999999999999999999"],
     "keytide.dev/isolate-credentials": ["yes", "True", "", "1"],
@@ -367,6 +368,19 @@ def test_what_is_missing_or_given_twice_refuses_the_pod_and_says_so(policies: Po
     assert nowhere.refusal(pod({"keytide.dev/config": "x"})) == ""
 
 
+def test_the_names_that_the_policy_refuses_are_those_that_keytide_does_not_export(policies: Policies, tmp_path: Path) -> None:
+    source = (ROOT / "src/domain/names.rs").read_text().split("pub fn is_reserved", 1)[1]
+    exact, prefixes = (re.findall(r'"(\w+)"', source.split(f"const {name}", 1)[1].split("];", 1)[0]) for name in ("EXACT", "PREFIX"))
+    assert len(exact) > 50 and len(prefixes) > 10
+    read_only = re.findall(r'"(\w+)"', source.split("fn is_shell_read_only", 1)[1].split("}", 1)[0])
+    for name in [*exact, *(f"{prefix}X" for prefix in prefixes), *read_only, "http_proxy"]:
+        assert "do not change how programs run" in policies.refusal(pod(SECRET | {"keytide.dev/env": name})), name
+    assert policies.refusal(pod({"keytide.dev/config": "x", "keytide.dev/env": "PATH"})) == "", "the ConfigMap may allow it"
+    injected = policies.create(pod(SECRET | {"keytide.dev/env": "MY_PATH,HOMES,uid,A_PROXY_B,XLD_A"}))
+    said = check(injected["metadata"]["annotations"]["keytide.dev/rendered-config"], environment_of(injected["spec"]["initContainers"][0]), tmp_path)
+    assert said.rstrip().endswith("\nvalid")
+
+
 def test_no_bad_annotation_reaches_a_configuration_even_without_the_policy_that_refuses(
     release: Callable[..., Policies], cluster: Cluster,
 ) -> None:
@@ -396,8 +410,10 @@ def test_whoever_patches_a_workload_is_warned_of_what_its_pods_will_be_refused_f
         template = pod(annotations, [{"name": "app", "image": "app"}], **spec)
         template["metadata"].pop("generateName")
         template["metadata"]["labels"]["app"] = "app"
-        selector = {} if kind == "Job" else {"selector": {"matchLabels": {"app": "app"}}}
-        return yaml.safe_dump({"apiVersion": group, "kind": kind, "metadata": {"name": "app"}, "spec": {"template": template, **selector}})
+        selector = {} if group == "batch/v1" else {"selector": {"matchLabels": {"app": "app"}}}
+        whole = {"template": template, **selector}
+        whole = {"schedule": "0 0 * * *", "jobTemplate": {"spec": whole}} if kind == "CronJob" else whole
+        return yaml.safe_dump({"apiVersion": group, "kind": kind, "metadata": {"name": "app"}, "spec": whole})
 
     def warning(*arguments: str, text: str | None = None) -> str:
         return cluster.kubectl(*arguments, "--namespace", policies.namespace, text=text)[1]
@@ -406,7 +422,7 @@ def test_whoever_patches_a_workload_is_warned_of_what_its_pods_will_be_refused_f
     until(lambda: "keytide.dev/env: expected" in warning(*create, text=workload("Deployment", "apps/v1", SECRET | {"keytide.dev/env": "1A"})),
           "the policy is in force")
     for kind, group, spec in (("Deployment", "apps/v1", {}), ("StatefulSet", "apps/v1", {}), ("DaemonSet", "apps/v1", {}),
-                              ("Job", "batch/v1", {"restartPolicy": "Never"})):
+                              ("Job", "batch/v1", {"restartPolicy": "Never"}), ("CronJob", "batch/v1", {"restartPolicy": "Never"})):
         assert warning(*create, text=workload(kind, group, SECRET, **spec)) == "", kind
         assert "keytide.dev/http-port: expected" in warning(*create, text=workload(kind, group, SECRET | {"keytide.dev/http-port": "1"}, **spec)), kind
         assert "keytide.dev/containers: expected" in warning(*create, text=workload(kind, group, SECRET | {"keytide.dev/containers": "x"}, **spec)), kind

@@ -68,6 +68,20 @@ resourceRules:
   expression: {{ .pod }}.spec.?initContainers.orValue([])
 {{- end }}
 
+{{/* Names that change how programs run, which keytide does not export (EnvName::is_reserved in src/domain/names.rs). */}}
+{{- define "keytide.injection.reserved" -}}
+{{- $exact := list "PATH" "IFS" "ENV" "CDPATH" "HOME" "SHELL" "USER" "LOGNAME" "PWD" "OLDPWD" "TMPDIR" "TERM" "PS1"
+    "PS2" "PS3" "PS4" "PROMPT_COMMAND" "FPATH" "GLOBIGNORE" "SHELLOPTS" "HOSTALIASES" "LOCPATH" "NLSPATH"
+    "RES_OPTIONS" "LOCALDOMAIN" "JAVA_TOOL_OPTIONS" "JDK_JAVA_OPTIONS" "_JAVA_OPTIONS" "CLASSPATH" "RUBYOPT" "RUBYLIB"
+    "NODE_OPTIONS" "NODE_PATH" "GEM_PATH" "GEM_HOME" "HOSTNAME" "ZDOTDIR" "PHPRC" "PS0" "RANDOM" "SRANDOM" "OPTIND"
+    "SECONDS" "HISTCMD" "HISTSIZE" "COLUMNS" "LINES" "SHLVL" "TMOUT" "MAILCHECK" "MAILPATH" "BASHPID" "LINENO" "GID"
+    "EGID" }}
+{{- $prefixes := list "LD_" "DYLD_" "BASH_" "PYTHON" "PERL" "SSL_CERT_" "AWS_" "KUBERNETES_" "GLIBC_" "MALLOC_"
+    "GCONV_" "GIT_" "DOTNET_" }}
+{{- $readOnly := list "UID" "EUID" "PPID" "BASHOPTS" "_" -}}
+n.matches('(?i)^(({{ join "|" $exact }})|({{ join "|" $prefixes }}).*|.*_PROXY)$') || n in ['{{ join "', '" $readOnly }}']
+{{- end }}
+
 {{/* What the annotations may say: what is true of a good pod, and what to tell people of another one. */}}
 {{- define "keytide.injection.checks" -}}
 - expression: variables.config != '' || variables.secret != ''
@@ -90,6 +104,9 @@ resourceRules:
   message: "keytide.dev/containers: expected names of containers of this pod, separated by commas"
 - expression: variables.env.all(n, n.matches('^[A-Za-z_][A-Za-z0-9_]*$'))
   message: "keytide.dev/env: expected names of environment variables, separated by commas"
+- expression: >-
+    variables.config != '' || !variables.env.exists(n, {{ include "keytide.injection.reserved" . }})
+  message: "keytide.dev/env: expected names that do not change how programs run, as PATH and LD_PRELOAD do: rename the secret's member, or allow it in a keytide.dev/config"
 - expression: variables.env.distinct().size() == variables.env.size()
   message: "keytide.dev/env: a name is there twice"
 - expression: variables.said[?'keytide.dev/http-port'].orValue('1024').matches('^[1-9][0-9]{3,4}$') && variables.port >= 1024 && variables.port <= 65535
