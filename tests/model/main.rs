@@ -30,7 +30,7 @@ use reference::{Entry, Producer};
 use scene::{Scene, within};
 
 /// How long it may take until nothing waits any more, once nothing stands in the way.
-const PATIENCE: Duration = Duration::from_mins(4);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn number(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
