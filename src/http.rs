@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,11 +36,6 @@ use crate::{
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// What a refresh may take for whoever asked for it; the daemon goes on with it.
 const REFRESH_LIMIT: Duration = Duration::from_mins(5);
-
-/// How long `/startupz` waits for the first refresh: less than the second that the kubelet gives a probe.
-const STARTUP_WAIT: Duration = Duration::from_millis(700);
-/// How often it looks meanwhile.
-const STARTUP_LOOK: Duration = Duration::from_millis(10);
 
 /// What the port answers from.
 #[derive(Debug, Clone)]
@@ -99,7 +94,7 @@ pub async fn serve_port(listener: TcpListener, port: Port, stop: CancellationTok
         .route("/metrics", get(metrics))
         .route("/livez", get(async |State(port): State<Port>| probe(port.health.live())))
         .route("/readyz", get(async |State(port): State<Port>| probe(port.health.ready())))
-        .route("/startupz", get(async |State(port): State<Port>| probe(startup(&port.health).await)))
+        .route("/startupz", get(async |State(port): State<Port>| probe(port.health.startup())))
         .with_state(port);
     let serve = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     until_hung_up(serve.into_future(), stop).await
@@ -145,19 +140,6 @@ pub fn bind_socket(path: &Path) -> Result<UnixListener, ListenError> {
 async fn metrics(State(port): State<Port>) -> Response {
     port.health.report(&port.metrics);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], port.metrics.render()).into_response()
-}
-
-/// The kubelet's first probe comes while the first refresh is under way, and its next one a second later: it is kept for a
-/// moment, so that the application need not wait for the next.
-async fn startup(health: &Health) -> Verdict {
-    let deadline = Instant::now() + STARTUP_WAIT;
-    loop {
-        let verdict = health.startup();
-        if verdict == Verdict::Yes || Instant::now() >= deadline {
-            return verdict;
-        }
-        sleep(STARTUP_LOOK).await;
-    }
 }
 
 fn probe(verdict: Verdict) -> Response {
