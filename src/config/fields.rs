@@ -427,17 +427,11 @@ impl Field for OnMissing {
 impl Field for Format {
     fn read(node: &Node) -> Result<Self, Cow<'static, str>> {
         const EXPECTED: &str = "expected dotenv, posix, docker, kubernetes or json";
-        match text(node, EXPECTED)? {
-            "dotenv" => Ok(Self::Dotenv),
-            "posix" => Ok(Self::Posix),
-            "docker" => Ok(Self::Docker),
-            "kubernetes" => Ok(Self::Kubernetes),
-            "json" => Ok(Self::Json),
-            _ => Err(EXPECTED.into()),
-        }
+        let label = text(node, EXPECTED)?;
+        Self::ALL.into_iter().find(|format| format.label() == label).ok_or_else(|| EXPECTED.into())
     }
 
     fn schema() -> Schema {
-        json_schema!({"enum": ["dotenv", "posix", "docker", "kubernetes", "json"]})
+        json_schema!({"enum": Self::ALL.map(Self::label)})
     }
 }

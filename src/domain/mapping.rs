@@ -97,6 +97,25 @@ pub enum Format {
     Json,
 }
 
+// === impl Format ===
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 5] = [Self::Dotenv, Self::Posix, Self::Docker, Self::Kubernetes, Self::Json];
+
+    /// As configurations and options spell it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Dotenv => "dotenv",
+            Self::Posix => "posix",
+            Self::Docker => "docker",
+            Self::Kubernetes => "kubernetes",
+            Self::Json => "json",
+        }
+    }
+}
+
 // === impl Template ===
 
 impl Template {

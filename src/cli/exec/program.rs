@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use super::{Asked, Exit, complain, failed, files};
-use crate::{domain::mapping::Format, process, render::env_file::reader::Variables};
+use crate::{process, render::env_file::reader::Variables};
 
 /// Where programs are looked for without a `PATH` (`execvp(3)`, with what images have).
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -39,7 +39,7 @@ pub(super) fn arguments(asked: &Asked, keeper: Pid) -> Vec<OsString> {
     for file in files {
         arguments.extend(["--env-file".into(), file.into()]);
     }
-    arguments.extend(format.iter().flat_map(|format| ["--format".into(), label(*format).into()]));
+    arguments.extend(format.iter().flat_map(|format| ["--format".into(), format.label().into()]));
     arguments.push("--".into());
     arguments.extend(command.iter().cloned());
     arguments
@@ -178,15 +178,4 @@ fn find(name: &OsStr, path: &OsStr) -> Result<PathBuf, (u8, String)> {
             ),
         ),
     })
-}
-
-/// As the option spells it.
-fn label(format: Format) -> &'static str {
-    match format {
-        Format::Dotenv => "dotenv",
-        Format::Posix => "posix",
-        Format::Docker => "docker",
-        Format::Kubernetes => "kubernetes",
-        Format::Json => "json",
-    }
 }
