@@ -1,6 +1,8 @@
 //! From a configuration to a running daemon: the only place that wires. Everything that can fail at the start has
 //! succeeded before anything runs.
 
+mod tasks;
+
 use std::{
     collections::BTreeSet,
     future::Future,
@@ -17,12 +19,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::tasks::{all_once, start_doors, start_ways, telling};
 use crate::{
     aws::{auth::Auth, client::Connection},
     config::{self, ClusterAccess, Config, Credentials, Environment, Identity, OutputKind, Sources, VirtualKeys},
     domain::reload::Contents,
     health::{ConfigStatus, Health, IdentityStatus, RefreshStatus, SpoolStatus, Status},
-    http::{self, Admin, Port},
+    http,
     kubernetes::{client::Cluster, events::Journal, lease::LeaseObject, secret::SecretObject},
     metrics::Metrics,
     output::Output,
@@ -33,12 +36,12 @@ use crate::{
         schedule::Schedule,
     },
     publish::Publish,
-    pull::{self, Mailbox, Pull, Reader, Wanted},
-    push::{self, Push, Signals, Stores},
+    pull::{Mailbox, Pull, Reader, Wanted},
+    push::{Push, Signals, Stores},
     reload::{Reloads, Surroundings},
     source::Source,
     spool::Spool,
-    state::{Recovered, State},
+    state::{self, Recovered, State},
     store::Store,
     supervisor::{Ending, Supervisor},
     watch::{Drops, Watch},
@@ -64,6 +67,8 @@ pub struct World {
     pub once: Option<Duration>,
     /// Woken by SIGHUP: a refresh at once.
     pub hangup: Arc<Notify>,
+    /// Leaves a message where people look for the reason of an end.
+    pub last_words: fn(&str),
     /// The source of delays' randomness.
     pub random: fastrand::Rng,
 }
@@ -83,6 +88,7 @@ pub struct Daemon {
     directories: Vec<PathBuf>,
     origin: Option<(Sources, Environment)>,
     hangup: Arc<Notify>,
+    last_words: fn(&str),
 }
 
 // === impl Daemon ===
@@ -95,7 +101,7 @@ impl Daemon {
     pub async fn build(config: Config, world: World) -> anyhow::Result<Self> {
         let Config { aws, keys, wholesale, refresh, outputs, state, http, admin, virtual_keys, reload, notices: _ } =
             config;
-        let World { now, in_pod, origin, cluster, instance, once, hangup, mut random } = world;
+        let World { now, in_pod, origin, cluster, instance, once, hangup, last_words, mut random } = world;
         let mapping = Mapping::new(keys, wholesale);
         let reads = !mapping.requests().is_empty();
         let directories = directories_of_outputs(&outputs);
@@ -120,27 +126,16 @@ impl Daemon {
         };
         let state = state.filter(|_| reads).map(|state| State::open(&state.directory, state.allow_disk)).transpose()?;
         let recovered = recover(state.as_ref(), &metrics);
-        for ((output, key), value) in recovered.kept {
-            if let Some(output) = outputs.iter_mut().find(|candidate| *candidate.name() == output) {
-                output.remember(key, value);
-            }
-        }
+        remember(&mut outputs, recovered.kept);
         let ledger = Ledger::recovered(&mapping, recovered.good, recovered.applied);
         let status = Status {
             identity,
             refresh: RefreshStatus { interval_seconds: refresh.interval.as_secs(), ..RefreshStatus::default() },
             config: ConfigStatus { files: files_of(origin.as_ref()), refused: None },
-            spool: spool.as_ref().map(|spool| SpoolStatus {
-                directory: spool.path().display().to_string(),
-                writer: writer_status,
-                ..SpoolStatus::default()
-            }),
+            spool: spool.as_ref().map(|spool| spool_status(spool, writer_status)),
             ..Status::at_start(now())
         };
-        // Where there are files, those who read them are not held up by Kubernetes.
-        let waited_for = configured.iter().filter(|output| outputs.is_empty() || !output.kind.is_in_kubernetes());
-        let unwritten = waited_for.map(|output| output.name.to_string()).collect();
-        let health = Arc::new(Health::new(status, refresh.max_stale, unwritten));
+        let health = Arc::new(Health::new(status, refresh.max_stale, waited_for(&configured, outputs.is_empty())));
         let (port, admin) = doors(http.filter(|_| once.is_none()), admin.filter(|_| once.is_none())).await?;
         let push = virtual_keys.zip(spool).zip(stores).map(|((keys, spool), stores)| Push {
             spool,
@@ -189,7 +184,21 @@ impl Daemon {
             once,
         };
         let asking = (wanted, asked);
-        Ok(Self { pull, push, publish, asking, reloads, health, metrics, port, admin, directories, origin, hangup })
+        Ok(Self {
+            pull,
+            push,
+            publish,
+            asking,
+            reloads,
+            health,
+            metrics,
+            port,
+            admin,
+            directories,
+            origin,
+            hangup,
+            last_words,
+        })
     }
 
     /// The address of the port, where there is one.
@@ -222,6 +231,7 @@ impl Daemon {
             mut directories,
             origin,
             hangup,
+            last_words,
         } = self;
         let stop = CancellationToken::new();
         let leaving = CancellationToken::new();
@@ -262,6 +272,7 @@ impl Daemon {
         if once {
             supervisor.start("once", all_once(down, up, publish));
         } else {
+            let down = telling(down, leaving.clone(), last_words);
             start_ways(&mut supervisor, down, up, publish, &stop);
         }
         start_doors(&mut supervisor, port, admin, ask, (&metrics, &health), &stop);
@@ -289,79 +300,6 @@ impl Daemon {
             leaving.cancel();
         };
         supervisor.run(shutdown).await
-    }
-}
-
-type Down = Result<pull::Ended, pull::StartError>;
-type Up = Result<push::Ended, push::PushError>;
-
-/// All ways, once: then the Secrets' workers give their Leases back.
-async fn all_once(
-    down: impl Future<Output = Down>,
-    up: Option<impl Future<Output = Up>>,
-    publish: Vec<Publish>,
-) -> anyhow::Result<Ending> {
-    let published = CancellationToken::new();
-    let publish = futures_util::future::join_all(publish.into_iter().map(|publish| publish.run(published.clone())));
-    let both = async {
-        let ended = Box::pin(both_once(down, up)).await;
-        published.cancel();
-        ended
-    };
-    let (ended, _) = futures_util::join!(both, publish);
-    ended
-}
-
-/// All ways, each a task.
-fn start_ways(
-    supervisor: &mut Supervisor,
-    down: impl Future<Output = Down> + Send + 'static,
-    up: Option<impl Future<Output = Up> + Send + 'static>,
-    publish: Vec<Publish>,
-    stop: &CancellationToken,
-) {
-    supervisor.start("pull", async move {
-        down.await?;
-        Ok(Ending::Stopped)
-    });
-    if let Some(up) = up {
-        supervisor.start("push", async move {
-            up.await?;
-            Ok(Ending::Stopped)
-        });
-    }
-    for publish in publish {
-        let stop = stop.clone();
-        supervisor.start("publish", async move {
-            Box::pin(publish.run(stop)).await;
-            Ok(Ending::Stopped)
-        });
-    }
-}
-
-/// The port and the admin socket, each a task.
-fn start_doors(
-    supervisor: &mut Supervisor,
-    port: Option<TcpListener>,
-    admin: Option<(UnixListener, PathBuf)>,
-    ask: mpsc::Sender<Wanted>,
-    (metrics, health): (&Arc<Metrics>, &Arc<Health>),
-    stop: &CancellationToken,
-) {
-    if let Some(listener) = port {
-        let (port, stop) = (Port { metrics: Arc::clone(metrics), health: Arc::clone(health) }, stop.clone());
-        supervisor.start("http", async move {
-            http::serve_port(listener, port, stop).await.context("the port for metrics and probes failed")?;
-            Ok(Ending::Stopped)
-        });
-    }
-    if let Some((listener, path)) = admin {
-        let (admin, stop) = (Admin { health: Arc::clone(health), wanted: ask }, stop.clone());
-        supervisor.start("admin", async move {
-            http::serve_admin(listener, admin, stop).await.context("the admin socket failed")?;
-            drop(std::fs::remove_file(path));
-            Ok(Ending::Stopped)
-        });
     }
 }
 
@@ -460,22 +398,6 @@ fn identity_of(instance: &str, random: &fastrand::Rng) -> String {
     format!("{instance}_{:016x}", random.clone().u64(..))
 }
 
-/// Both ways, once: done when both are.
-async fn both_once(down: impl Future<Output = Down>, up: Option<impl Future<Output = Up>>) -> anyhow::Result<Ending> {
-    let up = async {
-        match up {
-            Some(up) => up.await,
-            None => Ok(push::Ended::Once),
-        }
-    };
-    // One that fails does not keep the other from its work.
-    let (down, up) = futures_util::join!(down, up);
-    match (down?, up?) {
-        (pull::Ended::Once, push::Ended::Once) => Ok(Ending::Done),
-        _ => Ok(Ending::Stopped),
-    }
-}
-
 /// Who reads, if anything is read, and who writes, if virtual keys are stored: they share what they begin with.
 fn both_ways(
     mut aws: config::Aws,
@@ -493,6 +415,24 @@ fn both_ways(
         None => None,
     };
     Ok((reads.then_some(reader), stores))
+}
+
+/// The outputs that a start waits for: where there are files, those who read them are not held up by Kubernetes.
+fn waited_for(configured: &[config::Output], no_files: bool) -> Vec<String> {
+    let waited_for = configured.iter().filter(|output| no_files || !output.kind.is_in_kubernetes());
+    waited_for.map(|output| output.name.to_string()).collect()
+}
+
+fn remember(outputs: &mut [Output], kept: state::Kept) {
+    for ((output, key), value) in kept {
+        if let Some(output) = outputs.iter_mut().find(|candidate| *candidate.name() == output) {
+            output.remember(key, value);
+        }
+    }
+}
+
+fn spool_status(spool: &Spool, writer: Option<IdentityStatus>) -> SpoolStatus {
+    SpoolStatus { directory: spool.path().display().to_string(), writer, ..SpoolStatus::default() }
 }
 
 fn open_spool(keys: &VirtualKeys, random: &fastrand::Rng) -> anyhow::Result<Spool> {

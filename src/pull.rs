@@ -154,10 +154,12 @@ pub enum StartError {
 }
 
 /// How the worker ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// It was told to stop.
     Stopped,
+    /// It was told to stop before the first refresh was complete: what was missing, and why.
+    Unfinished(String),
     /// The one refresh is complete.
     Once,
 }
@@ -225,7 +227,7 @@ impl Pull {
             self.health.due("pull", due.unwrap_or_else(|| Instant::now() + self.refresh.interval));
             let woken = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = stop.cancelled() => return Ok(self.stopped(&progress)),
                 // The first one who asks sets the time; the others wait in the channel, which is bounded, and share it.
                 Some(wanted) = wanted.recv(), if progress.asked.is_empty() => {
                     progress.asked.push(wanted);
@@ -285,7 +287,7 @@ impl Pull {
             let late = progress.deadline.filter(|_| !self.has_started(&progress));
             let snapshot = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = stop.cancelled() => return Ok(self.stopped(&progress)),
                 () = until(late) => return Err(self.too_late(&progress)),
                 snapshot = read(self.source.as_mut(), &requests) => snapshot,
             };
@@ -767,7 +769,16 @@ impl Pull {
         read && progress.complete && self.problems().is_empty() && written
     }
 
+    fn stopped(&self, progress: &Progress) -> Ended {
+        if self.has_started(progress) { Ended::Stopped } else { Ended::Unfinished(self.missing(progress)) }
+    }
+
     fn too_late(&self, progress: &Progress) -> StartError {
+        StartError::TooLate { timeout: self.time_limit(), missing: self.missing(progress) }
+    }
+
+    /// What keeps the first refresh from being complete.
+    fn missing(&self, progress: &Progress) -> String {
         let skip = self.refresh.on_missing == OnMissing::Skip;
         // Who waits for a Lease reads nothing: then that is what is missing.
         let missing = if progress.needed { self.ledger.missing(&self.mapping, skip) } else { Vec::new() };
@@ -781,8 +792,7 @@ impl Pull {
         if lines.is_empty() {
             lines = self.problems();
         }
-        let timeout = self.once.unwrap_or(self.refresh.startup_timeout);
-        StartError::TooLate { timeout, missing: some_of(lines.iter()) }
+        some_of(lines.iter())
     }
 }
 

@@ -96,6 +96,7 @@ const GATEKEEPERS: [(&str, &[&str]); 20] = [
             "process.rs",
             "http.rs",
             "daemon.rs",
+            "daemon/",
             "cli/",
         ],
     ),

@@ -302,6 +302,7 @@ impl Scene {
             origin: None,
             once: None,
             hangup: Arc::new(Notify::new()),
+            last_words: |_| {},
             random: fastrand::Rng::with_seed(random),
         };
         let daemon = Daemon::build(config, world).await.unwrap();

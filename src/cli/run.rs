@@ -44,6 +44,7 @@ pub(super) fn run(sources: &Sources, kubeconfig: Option<&Path>, once: Option<Dur
             origin: Some((sources.clone(), environment)),
             once,
             hangup,
+            last_words: process::last_words,
             random: fastrand::Rng::new(),
         };
         Daemon::build(config, world).await?.run(shutdown).await

@@ -108,6 +108,38 @@ fn a_start_that_takes_too_long_ends_with_what_is_missing_and_why() {
 }
 
 #[test]
+fn a_start_that_is_asked_to_end_says_what_was_missing() {
+    let stage = Stage::new();
+    stage.aws.put("prod/a", "canary");
+    stage.config(&block("interval: 1s", TWO));
+    let mut daemon = stage.run();
+    until("a refresh", || daemon.metric("keytide_refreshes_total", &[]) >= 1.0);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+    let log = daemon.log();
+    assert!(
+        log.contains("asked to end before the first refresh was complete; missing: key B: failed to call"),
+        "{log}"
+    );
+    assert!(!log.contains("canary"));
+}
+
+#[test]
+fn one_that_is_replaced_or_was_complete_does_not() {
+    let stage = Stage::new();
+    stage.aws.put("prod/a", "1");
+    stage.config(&block("interval: 1s", TWO));
+    let mut daemon = stage.run();
+    until("a refresh", || daemon.metric("keytide_refreshes_total", &[]) >= 1.0);
+    stage.config(&block("interval: 1s", "keys: [{name: A, secret: prod/a}]"));
+    until("the second process", || daemon.log().matches("on http://").count() == 2);
+    daemon.until_ready();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+    assert!(!daemon.log().contains("asked to end before"), "{}", daemon.log());
+}
+
+#[test]
 fn a_start_during_a_hanging_call_ends_in_time_as_well() {
     let stage = Stage::new();
     stage.config(&block("interval: 1s, startup_timeout: 1s, call_timeout: 4m", TWO));
