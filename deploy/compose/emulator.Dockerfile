@@ -1,5 +1,5 @@
 # The emulator of the tests, for compose.yaml; never part of keytide's image.
-ARG BUILDER=docker.io/library/rust:1.95.0-bookworm
+ARG BUILDER=docker.io/library/rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
 
 FROM ${BUILDER} AS build
 WORKDIR /src
