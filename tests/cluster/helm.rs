@@ -4,6 +4,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use serde_json::{Value, json};
@@ -25,6 +26,22 @@ pub(crate) fn package(test: &str, version: Option<&str>) -> String {
     let file = said.trim().rsplit(": ").next().unwrap();
     assert!(Path::new(file).is_file(), "{said}");
     file.to_owned()
+}
+
+/// What the packaged chart makes of these values by these templates, without a cluster, as `helm template` prints it. In the
+/// namespace where it is applied.
+#[track_caller]
+pub(crate) fn template(release: &str, values: &Value, templates: &[&str]) -> Vec<Value> {
+    static CHART: OnceLock<String> = OnceLock::new();
+    let chart = CHART.get_or_init(|| package("template", None));
+    let mut arguments = vec!["template", release, chart, "--kube-version", "1.36.0", "--values", "-"];
+    arguments.extend(templates.iter().flat_map(|template| ["--show-only", template]));
+    let text = success(&arguments, run(command().args(&arguments), &values.to_string()));
+    let mut objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    for object in &mut objects {
+        object["metadata"].as_object_mut().unwrap().remove("namespace");
+    }
+    objects
 }
 
 /// Helm in the cluster. Panics if it fails.

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// The service account `keytide`, with the Role that keytide prints for this configuration, and nothing else.
-pub(crate) fn grant(namespace: &Namespace, account: &str, config: &str) {
+pub(crate) fn grant(namespace: &Namespace, account: &str, config: &Value) {
     let file = namespace.cluster().directory().join(format!("{}.yaml", namespace.name()));
-    std::fs::write(&file, config).unwrap();
+    std::fs::write(&file, config.to_string()).unwrap();
     let file = file.display().to_string();
     let arguments = ["policy", "--kubernetes", "--config", &file, "--output", "json"];
     let printed = success(&arguments, run(Command::new(env!("CARGO_BIN_EXE_keytide")).args(arguments), ""));
@@ -31,10 +31,10 @@ pub(crate) fn grant(namespace: &Namespace, account: &str, config: &str) {
     ]);
 }
 
-fn deployment(name: &str, replicas: u32, spec: &Value) -> Value {
+fn deployment(name: &str, spec: &Value) -> Value {
     let labels = json!({"app": name});
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": labels},
+        "spec": {"selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": spec}}})
 }
 
@@ -45,16 +45,16 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application() {
     // It waits for the Secret that it names.
     let mut spec = application("echo reads $API_KEY; trap 'exit 0' TERM; while :; do sleep 0.2; done");
     spec["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "keys"}}]);
-    namespace.apply(&[deployment("app", 1, &spec)]);
-    let hub = Sidecar::new(&aws).config(
-        "primary_secret: {name: app}\nrefresh: {interval: 1s, jitter: 0}\noutputs:\n  - kubernetes_secret: {name: keys}\n\
-         reload:\n  - rollout: {deployment: app, splay: 0s, min_interval: 1s}\n",
-    );
+    namespace.apply(&[deployment("app", &spec)]);
+    let hub = Sidecar::new(&aws).config(json!({
+        "primary_secret": {"name": "app"},
+        "refresh": {"interval": "1s", "jitter": 0},
+        "outputs": [{"kubernetes_secret": {"name": "keys"}}],
+        "reload": [{"rollout": {"deployment": "app", "splay": "0s", "min_interval": "1s"}}],
+    }));
     grant(&namespace, "keytide", &hub.file());
-    let mut spec = hub.hub("hub");
-    spec["serviceAccountName"] = json!("keytide");
-    namespace.apply(&[hub.config_map("hub"), deployment("hub", 2, &spec)]);
-    namespace.kubectl(&["rollout", "status", "deployment/hub", "--timeout", "120s"]);
+    hub.start_hub(&namespace, "hub", "keytide");
+    namespace.kubectl(&["rollout", "status", "deployment/hub-keytide", "--timeout", "120s"]);
     until("the Secret", || namespace.get("secret/keys").is_some());
     namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
     let reads = || namespace.kubectl(&["logs", "deployment/app"]);

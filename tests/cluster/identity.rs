@@ -35,7 +35,7 @@ fn a_token_of_the_service_account_is_exchanged_for_the_role_and_renewed() {
     let namespace = Namespace::new("identity");
     let aws = aws(&namespace);
     let sidecar = Sidecar::new(&aws).web_identity(ROLE, AUDIENCE);
-    sidecar.start(&namespace, "app", application("cat /run/keytide/env/keys.env; env; cat /proc/mounts; sleep 600"));
+    sidecar.start(&namespace, "app", &application("cat /run/keytide/env/keys.env; env; cat /proc/mounts; sleep 600"));
     namespace.until_ready("app");
     namespace.until_log("app", "app", " /proc ");
     let log = namespace.log("app", "app");
@@ -54,8 +54,8 @@ fn a_token_for_another_audience_is_refused_and_the_pod_says_so() {
     let namespace = Namespace::new("audience");
     let aws = aws(&namespace);
     let mut sidecar = Sidecar::new(&aws).web_identity(ROLE, "https://kubernetes.default.svc");
-    sidecar.config = sidecar.config.replace("jitter: 0}", "jitter: 0, startup_timeout: 5s}");
-    sidecar.start(&namespace, "app", application("sleep 600"));
+    sidecar.config["refresh"]["startup_timeout"] = json!("5s");
+    sidecar.start(&namespace, "app", &application("sleep 600"));
     namespace.until_described("app", "AssumeRoleWithWebIdentity");
     assert_eq!(namespace.container("app", "app")["started"], false);
 }
@@ -66,10 +66,10 @@ fn a_token_of_another_service_account_is_refused() {
     let aws = aws(&namespace);
     namespace.kubectl(&["create", "serviceaccount", "stranger"]);
     let mut sidecar = Sidecar::new(&aws).web_identity(ROLE, AUDIENCE);
-    sidecar.config = sidecar.config.replace("jitter: 0}", "jitter: 0, startup_timeout: 5s}");
+    sidecar.config["refresh"]["startup_timeout"] = json!("5s");
     let mut spec = application("sleep 600");
     spec["serviceAccountName"] = json!("stranger");
-    sidecar.start(&namespace, "app", spec);
+    sidecar.start(&namespace, "app", &spec);
     namespace.until_described("app", "AssumeRoleWithWebIdentity");
     assert_eq!(namespace.container("app", "app")["started"], false);
 }

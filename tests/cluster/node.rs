@@ -7,7 +7,8 @@ use crate::{
     cluster::Cluster,
     identity::{self, AUDIENCE, ROLE},
     namespace::Namespace,
-    sidecar::{PORT, Sidecar, application},
+    scraping::target,
+    sidecar::{Sidecar, application},
     wait::until,
 };
 
@@ -17,9 +18,9 @@ fn keys_move_on_while_the_kubelet_is_dead_and_its_next_token_is_used_when_it_is_
     let namespace = Namespace::new("kubelet");
     let aws = identity::aws(&namespace);
     let script = "while sleep 0.2; do cat /run/keytide/env/keys.env; done";
-    Sidecar::new(&aws).web_identity(ROLE, AUDIENCE).start(&namespace, "app", application(script));
+    Sidecar::new(&aws).web_identity(ROLE, AUDIENCE).start(&namespace, "app", &application(script));
     namespace.until_ready("app");
-    let address = format!("{}:{PORT}", namespace.address("app"));
+    let address = target(&namespace, "app");
     Cluster::shared().kill("kubelet");
     aws.put("app", &json!({"API_KEY": "two"}));
     let metrics = || ask(&address, "GET", "/metrics", "").unwrap().body;

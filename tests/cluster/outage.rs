@@ -17,7 +17,7 @@ use crate::{
 fn keys_stay_while_aws_is_away_for_two_minutes_and_move_on_after() {
     let namespace = Namespace::new("outage");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
-    Sidecar::new(&aws).start(&namespace, "app", application("sleep 600"));
+    Sidecar::new(&aws).start(&namespace, "app", &application("sleep 600"));
     namespace.until_ready("app");
     aws.down(120);
     assert!(aws.is_down());
@@ -43,8 +43,8 @@ fn a_pod_that_starts_while_aws_is_out_waits_says_why_and_starts_once_it_is_back(
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
     aws.down(25);
     let mut sidecar = Sidecar::new(&aws);
-    sidecar.config = sidecar.config.replace("jitter: 0}", "jitter: 0, startup_timeout: 5s}");
-    sidecar.start(&namespace, "app", application("sleep 600"));
+    sidecar.config["refresh"]["startup_timeout"] = json!("5s");
+    sidecar.start(&namespace, "app", &application("sleep 600"));
     namespace
         .until_described("app", "the first refresh was not complete within 5s; missing: all members of secret app");
     assert_ne!(namespace.container("app", "app")["started"], true, "the application waits");
@@ -56,8 +56,8 @@ fn a_volume_that_is_full_keeps_the_last_whole_file_until_there_is_room() {
     let namespace = Namespace::new("full");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
     let mut sidecar = Sidecar::new(&aws);
-    sidecar.size = "64Ki".to_owned();
-    sidecar.start(&namespace, "app", application("sleep 600"));
+    sidecar.values["volumes"]["env"]["sizeLimit"] = json!("64Ki");
+    sidecar.start(&namespace, "app", &application("sleep 600"));
     namespace.until_ready("app");
     let read = || namespace.exec("app", "app", &["cat", "/run/keytide/env/keys.env"]);
     aws.put("app", &json!({"API_KEY": "x".repeat(60_000)}));

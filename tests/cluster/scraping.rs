@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     aws::{Aws, ask},
     cluster::Cluster,
-    helm::helm,
+    helm,
     hub::grant,
     namespace::Namespace,
     sidecar::{Sidecar, application},
@@ -84,15 +84,14 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
     let mut sidecar = Sidecar::new(&aws).with_spool();
     // One that has all there is: a Secret with a Lease, and something to tell of changes.
-    sidecar.config =
-        sidecar.config.replace("outputs:\n", "outputs:\n  - kubernetes_secret: {name: keys, lease: keys}\n");
-    sidecar.config += "reload:\n  - generation: {path: /run/keytide/env/generation}\n";
-    sidecar.environment.push(json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}));
+    let secret = json!({"kubernetes_secret": {"name": "keys", "lease": "keys"}});
+    sidecar.config["outputs"].as_array_mut().unwrap().push(secret);
+    sidecar.config["reload"] = json!([{"generation": {"path": "/run/keytide/env/generation"}}]);
     let mut spec = application("sleep 600");
     spec["automountServiceAccountToken"] = json!(true);
     grant(&namespace, "keytide", &sidecar.file());
     spec["serviceAccountName"] = json!("keytide");
-    sidecar.start(&namespace, "app", spec);
+    sidecar.start(&namespace, "app", &spec);
     namespace.until_ready("app");
     let stale = json!({"alert": "Stale", "expr": "keytide_keys{state=\"stale\"} > 0", "for": "1s"});
     let prometheus =
@@ -113,24 +112,20 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     until("the alert to resolve", || prometheus.alerts("Stale").is_empty() && !aws.is_down());
 }
 
-/// The port of a pod that is called as the chart's `PodMonitor` calls it. Debian's Prometheus cannot ask the API server itself.
-fn target(namespace: &Namespace, pod: &str) -> String {
+/// The port of a pod that the chart's `PodMonitor` scrapes. Debian's Prometheus cannot ask the API server itself.
+pub(crate) fn target(namespace: &Namespace, pod: &str) -> String {
     let found = namespace.get(&format!("pod/{pod}")).unwrap();
+    let values = json!({"mode": "sidecar", "podMonitor": {"enabled": true}});
+    let [monitor] = helm::template("keytide", &values, &["templates/podmonitor.yaml"]).try_into().unwrap();
+    let expected = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    let labels = &found["metadata"]["labels"];
+    assert!(!expected.is_empty() && expected.iter().all(|(name, value)| labels[name] == *value), "{labels}");
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    // What Prometheus asks for where nothing else is said.
+    assert_eq!(endpoint["path"], "/metrics");
     let containers = ["initContainers", "containers"].map(|list| found["spec"][list].clone());
     let ports =
         containers.iter().filter_map(Value::as_array).flatten().filter_map(|container| container["ports"].as_array());
-    let monitored = monitored();
-    let port = ports.flatten().find(|port| port["name"] == monitored).unwrap();
+    let port = ports.flatten().find(|port| port["name"] == endpoint["port"]).unwrap();
     format!("{}:{}", namespace.address(pod), port["containerPort"])
-}
-
-/// The name of that port.
-fn monitored() -> String {
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/keytide");
-    let show = ["--set", "podMonitor.enabled=true", "--show-only", "templates/podmonitor.yaml"];
-    let text = helm(&[&["template", "keytide", chart, "--kube-version", "1.36.0"][..], &show].concat());
-    let endpoint = text.split("podMetricsEndpoints:").nth(1).unwrap();
-    // What Prometheus asks for where nothing else is said.
-    assert!(endpoint.contains("path: /metrics\n"), "{endpoint}");
-    endpoint.lines().find_map(|line| line.trim().strip_prefix("- port: ")).unwrap().to_owned()
 }

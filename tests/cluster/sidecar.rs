@@ -1,31 +1,25 @@
-//! A pod with keytide in it, as people write one.
+//! A pod with keytide in it, as the packaged chart prints it and `kubectl patch` takes it.
+
+use std::{collections::BTreeMap, sync::Mutex};
 
 use serde_json::{Value, json};
 
 use crate::{
     aws::{ACCESS_KEY_ID, Aws, SECRET_ACCESS_KEY},
+    cluster::{Cluster, run, success},
+    helm,
     namespace::Namespace,
 };
 
-/// The image under test.
-pub(crate) const IMAGE: &str = "ghcr.io/keytide/keytide:test";
 /// A Debian with busybox.
 pub(crate) const APPLICATION: &str = "localhost/application:1";
-/// Where metrics and probes are.
-pub(crate) const PORT: u16 = 19847;
 
-/// What the sidecar of a pod is like.
+/// keytide in a pod, by the chart.
 pub(crate) struct Sidecar {
     /// Below `keytide:`, without what all of them have.
-    pub(crate) config: String,
-    pub(crate) environment: Vec<Value>,
-    /// The audience of a token of its own.
-    pub(crate) audience: Option<String>,
-    /// Whether the application drops virtual keys.
-    pub(crate) spool: bool,
-    pub(crate) user: u32,
-    /// How large the volume of the outputs is.
-    pub(crate) size: String,
+    pub(crate) config: Value,
+    /// Other values of the chart.
+    pub(crate) values: Value,
 }
 
 // === impl Sidecar ===
@@ -34,152 +28,129 @@ impl Sidecar {
     /// With the keys of the primary secret `app`, in two files: for shells, and for the kubelet.
     pub(crate) fn new(aws: &Aws) -> Self {
         let variable = |name: &str, value: &str| json!({"name": name, "value": value});
+        let file = |name: &str, format: &str| json!({"env_file": {"path": format!("/run/keytide/env/{name}"), "format": format}});
         Self {
-            config: "primary_secret: {name: app}\nrefresh: {interval: 1s, jitter: 0}\noutputs:\n  \
-                     - env_file: {path: /run/keytide/env/keys.env, format: posix}\n  \
-                     - env_file: {path: /run/keytide/env/kubernetes.env, format: kubernetes}\n"
-                .to_owned(),
-            environment: vec![
-                variable("AWS_ENDPOINT_URL", &aws.url()),
-                variable("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
-                variable("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
-            ],
-            audience: None,
-            spool: false,
-            user: 65532,
-            size: "4Mi".to_owned(),
+            config: json!({
+                "primary_secret": {"name": "app"},
+                "refresh": {"interval": "1s", "jitter": 0},
+                "outputs": [file("keys.env", "posix"), file("kubernetes.env", "kubernetes")],
+            }),
+            values: json!({
+                "image": {"tag": "test"},
+                "aws": {"region": "us-east-1", "secretsManagerEndpoint": aws.url(), "stsEndpoint": aws.url()},
+                "extraEnv": [
+                    variable("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
+                    variable("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
+                ],
+            }),
         }
     }
 
     /// Is this role, by a token of its own for this audience, and nobody else.
     pub(crate) fn web_identity(mut self, role: &str, audience: &str) -> Self {
-        self.environment.retain(|variable| variable["name"] == "AWS_ENDPOINT_URL");
-        self.environment.push(json!({"name": "AWS_ROLE_ARN", "value": role}));
-        let token = "/var/run/secrets/keytide/token";
-        self.environment.push(json!({"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": token}));
-        self.audience = Some(audience.to_owned());
+        self.values["extraEnv"] = json!([]);
+        self.values["aws"]["roleArn"] = json!(role);
+        self.values["aws"]["tokenAudience"] = json!(audience);
         self
     }
 
     /// Also stores virtual keys below `vk/`.
     pub(crate) fn with_spool(mut self) -> Self {
-        self.spool = true;
-        self.config += "virtual_keys: {prefix: vk/}\nspool: {directory: /run/keytide/spool/in}\n";
+        self.values["sidecar"]["spool"] = json!(true);
+        self.config["virtual_keys"] = json!({"prefix": "vk/"});
+        self.config["spool"] = json!({"directory": "/run/keytide/spool/in"});
         self
     }
 
-    pub(crate) fn config(mut self, config: &str) -> Self {
-        config.clone_into(&mut self.config);
+    pub(crate) fn config(mut self, config: Value) -> Self {
+        self.config = config;
         self
     }
 
     /// The whole configuration.
-    pub(crate) fn file(&self) -> String {
-        let mut text = String::from("keytide:\n  aws: {region: us-east-1, allow_plain_http: true}\n");
-        for line in self.config.lines() {
-            text = text + "  " + line + "\n";
+    pub(crate) fn file(&self) -> Value {
+        let mut config = self.config.clone();
+        config["aws"] = json!({"region": "us-east-1", "allow_plain_http": true});
+        config["state"] = json!({"directory": "/run/keytide/private/state"});
+        config["admin"] = json!({"socket": "/run/keytide/private/admin.sock"});
+        json!({"keytide": config})
+    }
+
+    /// The values of a release of this mode.
+    pub(crate) fn values(&self, mode: &str) -> Value {
+        let mut values = self.values.clone();
+        values["mode"] = json!(mode);
+        values["config"] = self.file();
+        values
+    }
+
+    /// The patch that the chart prints, and the `ConfigMap` that it names.
+    fn printed(&self, name: &str) -> (String, Value) {
+        static PRINTED: Mutex<BTreeMap<String, (String, Value)>> = Mutex::new(BTreeMap::new());
+        let values = self.values("sidecar");
+        let key = format!("{name} {values}");
+        if let Some(printed) = PRINTED.lock().unwrap().get(&key) {
+            return printed.clone();
         }
-        text +=
-            "  state: {directory: /run/keytide/private/state}\n  admin: {socket: /run/keytide/private/admin.sock}\n";
-        text
+        let templates = ["templates/configmap.yaml", "templates/snippet.yaml"];
+        let mut objects = helm::template(name, &values, &templates);
+        objects.sort_by_key(|object| object["data"]["patch.yaml"].is_string());
+        let [config_map, patch] = objects.try_into().unwrap();
+        let printed = (patch["data"]["patch.yaml"].as_str().unwrap().to_owned(), config_map);
+        PRINTED.lock().unwrap().insert(key, printed.clone());
+        printed
     }
 
     /// The `ConfigMap` of its configuration.
     pub(crate) fn config_map(&self, name: &str) -> Value {
-        let text = self.file();
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"keytide.yaml": text}})
+        self.printed(name).1
     }
 
-    /// The specification of a pod of its own, with the Kubernetes API.
-    pub(crate) fn hub(&self, name: &str) -> Value {
-        let mut container = self.container();
-        container.as_object_mut().unwrap().remove("restartPolicy");
-        let pod = json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
-        push(&mut container["env"], pod);
-        json!({"containers": [container], "volumes": self.volumes(name)})
+    /// What `kubectl patch` makes of something that has a template of pods.
+    #[track_caller]
+    fn patched(&self, name: &str, workload: &Value) -> Value {
+        let arguments = ["patch", "--local", "--filename", "-", "--output", "json", "--patch", &self.printed(name).0];
+        let mut command = Cluster::shared().command("kubectl");
+        let text = success(&arguments, run(command.args(arguments), &workload.to_string()));
+        serde_json::from_str(&text).unwrap()
     }
 
-    fn container(&self) -> Value {
-        let mut mounts = vec![
-            json!({"name": "keytide-config", "mountPath": "/etc/keytide", "readOnly": true}),
-            json!({"name": "keytide-env", "mountPath": "/run/keytide/env"}),
-            json!({"name": "keytide-private", "mountPath": "/run/keytide/private"}),
-        ];
-        if self.spool {
-            mounts.push(json!({"name": "keytide-spool", "mountPath": "/run/keytide/spool"}));
-        }
-        if self.audience.is_some() {
-            mounts.push(json!({"name": "keytide-token", "mountPath": "/var/run/secrets/keytide", "readOnly": true}));
-        }
-        json!({
-            "name": "keytide", "image": IMAGE, "restartPolicy": "Always",
-            "args": ["run", "--config", "/etc/keytide/keytide.yaml"],
-            "env": self.environment,
-            "ports": [{"name": "keytide-metrics", "containerPort": PORT}],
-            "securityContext": {"runAsNonRoot": true, "runAsUser": self.user, "runAsGroup": self.user,
-                "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
-                "seccompProfile": {"type": "RuntimeDefault"}},
-            "startupProbe": {"httpGet": {"path": "/startupz", "port": PORT}, "periodSeconds": 1, "failureThreshold": 330},
-            "livenessProbe": {"httpGet": {"path": "/livez", "port": PORT}},
-            "readinessProbe": {"httpGet": {"path": "/readyz", "port": PORT}, "periodSeconds": 2},
-            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
-            "volumeMounts": mounts,
-        })
+    /// The template of a pod with it, from one of this specification.
+    fn template(&self, name: &str, spec: &Value) -> Value {
+        let labels = json!({"app": name});
+        let workload = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}});
+        self.patched(name, &workload)["spec"]["template"].take()
     }
 
-    fn volumes(&self, name: &str) -> Vec<Value> {
-        let memory =
-            |volume: &str, size: &str| json!({"name": volume, "emptyDir": {"medium": "Memory", "sizeLimit": size}});
-        let mut volumes = vec![
-            json!({"name": "keytide-config", "configMap": {"name": name}}),
-            memory("keytide-env", &self.size),
-            memory("keytide-private", "4Mi"),
-        ];
-        if self.spool {
-            volumes.push(memory("keytide-spool", "1Mi"));
-        }
-        if let Some(audience) = &self.audience {
-            let token = json!({"audience": audience, "expirationSeconds": 3600, "path": "token"});
-            volumes.push(json!({"name": "keytide-token", "projected": {"sources": [{"serviceAccountToken": token}]}}));
-        }
-        volumes
-    }
-
-    /// Puts it into a pod's specification: first among the init containers, its volumes and the mounts of every
-    /// container of the application.
+    /// Puts it into a pod's specification.
     pub(crate) fn inject(&self, name: &str, spec: &mut Value) {
-        for container in spec["containers"].as_array_mut().unwrap() {
-            let mounts = &mut container["volumeMounts"];
-            push(mounts, json!({"name": "keytide-env", "mountPath": "/run/keytide/env", "readOnly": true}));
-            if self.spool {
-                push(mounts, json!({"name": "keytide-spool", "mountPath": "/run/keytide/spool"}));
-            }
-        }
-        let mut first = vec![self.container()];
-        first.append(spec["initContainers"].as_array_mut().unwrap_or(&mut Vec::new()));
-        spec["initContainers"] = first.into();
-        for volume in self.volumes(name) {
-            push(&mut spec["volumes"], volume);
-        }
+        *spec = self.template(name, spec)["spec"].take();
     }
 
     /// A pod of this name with an application of this specification.
-    pub(crate) fn start(&self, namespace: &Namespace, name: &str, mut spec: Value) {
-        self.inject(name, &mut spec);
-        namespace.apply(&[self.config_map(name), pod(name, &spec)]);
+    #[track_caller]
+    pub(crate) fn start(&self, namespace: &Namespace, name: &str, spec: &Value) {
+        let mut pod = self.template(name, spec);
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!(name);
+        namespace.apply(&[self.config_map(name), pod]);
     }
 
     /// The same as something that has a template of pods, such as a Deployment.
-    pub(crate) fn start_as(&self, namespace: &Namespace, name: &str, mut workload: Value) {
-        self.inject(name, &mut workload["spec"]["template"]["spec"]);
-        namespace.apply(&[self.config_map(name), workload]);
+    #[track_caller]
+    pub(crate) fn start_as(&self, namespace: &Namespace, name: &str, workload: &Value) {
+        namespace.apply(&[self.config_map(name), self.patched(name, workload)]);
     }
-}
 
-fn push(list: &mut Value, value: Value) {
-    match list.as_array_mut() {
-        Some(list) => list.push(value),
-        None => *list = vec![value].into(),
+    /// Not in a pod of an application's: the chart's hub, as this service account, whose rights are not the chart's.
+    #[track_caller]
+    pub(crate) fn start_hub(&self, namespace: &Namespace, name: &str, account: &str) {
+        let mut values = self.values("hub");
+        values["serviceAccount"] = json!({"create": false, "name": account});
+        values["rbac"] = json!({"create": false});
+        namespace.apply(&helm::template(name, &values, &["templates/configmap.yaml", "templates/deployment.yaml"]));
     }
 }
 
@@ -196,10 +167,4 @@ pub(crate) fn application(script: &str) -> Value {
     });
     json!({"automountServiceAccountToken": false, "terminationGracePeriodSeconds": 15, "securityContext": security,
         "containers": [container]})
-}
-
-/// A variable that the kubelet sets from the sidecar's file.
-pub(crate) fn from_file(name: &str) -> Value {
-    let key = json!({"volumeName": "keytide-env", "path": "kubernetes.env", "key": name});
-    json!({"name": name, "valueFrom": {"fileKeyRef": key}})
 }

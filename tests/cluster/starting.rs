@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     aws::Aws,
     namespace::Namespace,
-    sidecar::{Sidecar, application, from_file, pod},
+    sidecar::{Sidecar, application, pod},
     wait::until,
 };
 
@@ -26,9 +26,9 @@ fn an_application_reads_its_keys_from_a_file_and_from_its_environment() {
     let namespace = Namespace::new("starting");
     let aws =
         Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "abc", "DB_PASSWORD": "one $HOME \"two\""}}}));
-    let mut spec = application(WAIT);
-    spec["containers"][0]["env"] = json!([from_file("API_KEY"), from_file("DB_PASSWORD")]);
-    Sidecar::new(&aws).start(&namespace, "app", spec);
+    let mut sidecar = Sidecar::new(&aws);
+    sidecar.values["sidecar"]["env"] = json!(["API_KEY", "DB_PASSWORD"]);
+    sidecar.start(&namespace, "app", &application(WAIT));
     namespace.until_ready("app");
     let file = ". /run/keytide/env/keys.env; printf '%s %s' \"$API_KEY\" \"$DB_PASSWORD\"";
     assert_eq!(namespace.exec("app", "app", &["sh", "-c", file]), "abc one $HOME \"two\"");
@@ -47,7 +47,7 @@ fn an_application_reads_its_keys_from_a_file_and_from_its_environment() {
 fn a_rotation_arrives_in_the_file_that_the_application_reads() {
     let namespace = Namespace::new("rotation");
     let aws = Aws::start(&namespace, &keys());
-    Sidecar::new(&aws).start(&namespace, "app", application(WAIT));
+    Sidecar::new(&aws).start(&namespace, "app", &application(WAIT));
     namespace.until_ready("app");
     aws.put("app", &json!({"API_KEY": "rotated", "DB_PASSWORD": "two"}));
     let read = || namespace.exec("app", "app", &["sh", "-c", ". /run/keytide/env/keys.env; echo $API_KEY"]);
@@ -64,8 +64,9 @@ fn an_application_that_is_signalled_reads_the_rotated_key() {
     // A signal goes to processes of the same user only.
     spec["securityContext"]["runAsUser"] = json!(65532);
     let mut sidecar = Sidecar::new(&aws);
-    sidecar.config += "reload:\n  - signal: {process: sh, signal: HUP, debounce: 0s, splay: 0s, outputs: [env_file]}\n";
-    sidecar.start(&namespace, "app", spec);
+    let signal = json!({"process": "sh", "signal": "HUP", "debounce": "0s", "splay": "0s", "outputs": ["env_file"]});
+    sidecar.config["reload"] = json!([{"signal": signal}]);
+    sidecar.start(&namespace, "app", &spec);
     namespace.until_log("app", "app", "waits");
     aws.put("app", &json!({"API_KEY": "rotated", "DB_PASSWORD": "two"}));
     namespace.until_log("app", "app", "reads rotated");
@@ -83,7 +84,7 @@ fn the_sidecar_runs_beside_any_user_with_and_without_a_group_for_volumes() {
         if let Some(group) = group {
             spec["securityContext"]["fsGroup"] = json!(group);
         }
-        Sidecar::new(&aws).start(&namespace, &name, spec);
+        Sidecar::new(&aws).start(&namespace, &name, &spec);
         (name, user)
     });
     for (name, user) in names {

@@ -20,7 +20,7 @@ fn a_virtual_key_of_the_applications_last_second_is_stored_before_the_pod_is_gon
     let mut spec = application("sleep 600");
     spec["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", DROP]}}});
     spec["terminationGracePeriodSeconds"] = json!(5);
-    Sidecar::new(&aws).with_spool().start(&namespace, "app", spec);
+    Sidecar::new(&aws).with_spool().start(&namespace, "app", &spec);
     namespace.until_ready("app");
     assert_eq!(aws.get("vk/last"), None);
     // The shell does not hear SIGTERM: the application uses up the whole grace period.
@@ -36,7 +36,7 @@ fn a_job_ends_with_its_application_and_its_virtual_key_is_stored() {
     spec["restartPolicy"] = json!("Never");
     let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"},
         "spec": {"template": {"metadata": {"labels": {"app": "job"}}, "spec": spec}}});
-    Sidecar::new(&aws).with_spool().start_as(&namespace, "job", job);
+    Sidecar::new(&aws).with_spool().start_as(&namespace, "job", &job);
     namespace.until_condition("job/job", "Complete");
     assert_eq!(aws.get("vk/last").as_deref(), Some("sk-last"));
     let pods = namespace.pods("job");
@@ -48,7 +48,7 @@ fn a_job_ends_with_its_application_and_its_virtual_key_is_stored() {
 fn a_sidecar_that_is_killed_comes_back_and_the_application_does_not_notice() {
     let namespace = Namespace::new("killed");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
-    Sidecar::new(&aws).with_spool().start(&namespace, "app", application("sleep 600"));
+    Sidecar::new(&aws).with_spool().start(&namespace, "app", &application("sleep 600"));
     namespace.until_ready("app");
     run_on_node("kill", &["-KILL", &namespace.process("app", "keytide")]);
     namespace.exec("app", "app", &["sh", "-c", DROP]);
@@ -70,7 +70,7 @@ fn an_evicted_pod_delivers_what_it_has_and_its_successor_starts_with_keys() {
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app"},
         "spec": {"selector": {"matchLabels": {"app": "app"}},
             "template": {"metadata": {"labels": {"app": "app"}}, "spec": spec}}});
-    Sidecar::new(&aws).with_spool().start_as(&namespace, "app", deployment);
+    Sidecar::new(&aws).with_spool().start_as(&namespace, "app", &deployment);
     namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
     let first = namespace.pods("app")[0]["metadata"]["name"].as_str().unwrap().to_owned();
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": first}});
