@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::Cluster,
-    memory::{LIMIT, REQUEST, memory},
+    memory::Usage,
     wait::{until, within},
 };
 
@@ -51,9 +51,12 @@ impl Namespace {
         &self.name
     }
 
-    /// `kubectl` in this namespace. Panics if it fails.
+    /// `kubectl` in this namespace. Panics if it fails. Pods that it ends are looked at before.
     #[track_caller]
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        if let ["delete", "pod", ..] | ["rollout", "restart", ..] = arguments {
+            self.assert_within_limits();
+        }
         self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat())
     }
 
@@ -149,38 +152,35 @@ impl Namespace {
     /// The status of a container of a pod, be it an init container.
     pub(crate) fn container(&self, pod: &str, container: &str) -> Value {
         let found = self.get(&format!("pod/{pod}")).unwrap_or_default();
-        let statuses = ["initContainerStatuses", "containerStatuses"].map(|list| found["status"][list].clone());
-        let mut all = statuses.iter().filter_map(Value::as_array).flatten();
-        all.find(|status| status["name"] == container).cloned().unwrap_or_default()
+        status(&found, container).cloned().unwrap_or_default()
     }
 
     /// The process id of a container's first process, as the node sees it.
     #[track_caller]
     pub(crate) fn process(&self, pod: &str, container: &str) -> String {
-        let id = self.container(pod, container)["containerID"].as_str().unwrap_or_default().to_owned();
-        let id = id.trim_start_matches("containerd://");
-        let list = run_on_node("ctr", &["--namespace", "k8s.io", "task", "list"]);
-        let line = list.lines().find(|line| !id.is_empty() && line.starts_with(id)).map(str::to_owned);
-        let line = line.unwrap_or_else(|| panic!("no task of {pod}, {container}:\n{list}"));
-        line.split_whitespace().nth(1).unwrap().to_owned()
+        task(&self.container(pod, container)).unwrap_or_else(|list| panic!("no task of {pod}, {container}:\n{list}"))
     }
 
-    /// Whatever a test did to them: each keytide is within its request now, was within its limit, and did not end by it.
+    /// Whatever a test did to them: each keytide is within its requests, was within its limit, and did not end by it.
     #[track_caller]
     pub(crate) fn assert_within_limits(&self) {
         let list: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "--output", "json"])).unwrap();
         for pod in list["items"].as_array().unwrap() {
             let name = pod["metadata"]["name"].as_str().unwrap();
-            let lists = ["initContainerStatuses", "containerStatuses"].map(|list| &pod["status"][list]);
-            let mut all = lists.into_iter().filter_map(Value::as_array).flatten();
-            let Some(keytide) = all.find(|status| status["name"] == "keytide") else { continue };
-            let ended = &keytide["lastState"]["terminated"]["reason"];
-            assert_ne!(*ended, "OOMKilled", "keytide in {name}");
+            let Some(keytide) = status(pod, "keytide") else { continue };
+            for state in ["state", "lastState"] {
+                assert_ne!(keytide[state]["terminated"]["reason"], "OOMKilled", "keytide in {name}");
+            }
             if keytide["state"]["running"].is_null() || !pod["metadata"]["deletionTimestamp"].is_null() {
                 continue;
             }
-            if let Some((now, peak)) = memory(&self.process(name, "keytide")) {
-                assert!(now <= REQUEST && peak <= LIMIT, "keytide in {name} holds {now} KiB and held {peak} KiB");
+            let who = format!("keytide in {}/{name}", self.name);
+            match task(keytide).ok().and_then(|process| Usage::of(&process)) {
+                Some(usage) => usage.assert_within_limits(&who),
+                // Which the kubelet has to say too.
+                None => until(&format!("{who} to be seen as ended, since it has no process"), || {
+                    self.container(name, "keytide")["state"]["running"] != keytide["state"]["running"]
+                }),
             }
         }
     }
@@ -205,6 +205,21 @@ impl Drop for Namespace {
         }
         self.cluster.try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], "");
     }
+}
+
+/// The status of a container of this pod.
+fn status<'a>(pod: &'a Value, container: &str) -> Option<&'a Value> {
+    let lists = ["initContainerStatuses", "containerStatuses"].map(|list| &pod["status"][list]);
+    let mut all = lists.into_iter().filter_map(Value::as_array).flatten();
+    all.find(|status| status["name"] == container)
+}
+
+/// The first process of a container with this status; else what processes there are.
+fn task(status: &Value) -> Result<String, String> {
+    let id = status["containerID"].as_str().unwrap_or_default().trim_start_matches("containerd://");
+    let list = run_on_node("ctr", &["--namespace", "k8s.io", "task", "list"]);
+    let line = list.lines().find(|line| !id.is_empty() && line.starts_with(id) && line.contains("RUNNING"));
+    line.and_then(|line| line.split_whitespace().nth(1)).map(str::to_owned).ok_or(list)
 }
 
 /// Runs a program of the node, which has to succeed.

@@ -73,6 +73,7 @@ fn an_evicted_pod_delivers_what_it_has_and_its_successor_starts_with_keys() {
     Sidecar::new(&aws).with_spool().start_as(&namespace, "app", &deployment);
     namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
     let first = namespace.pods("app")[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    namespace.assert_within_limits();
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": first}});
     let path = format!("/api/v1/namespaces/{}/pods/{first}/eviction", namespace.name());
     let output = namespace.cluster().try_kubectl(&["create", "--raw", &path, "-f", "-"], &eviction.to_string());
