@@ -125,6 +125,11 @@ def rich(release: Callable[..., Policies]) -> Policies:
     return release(RICH)
 
 
+@pytest.fixture(scope="module")
+def restricted(release: Callable[..., Policies]) -> Policies:
+    return release({"aws": {"region": "us-east-1", "roleArn": ROLE}}, RESTRICTED)
+
+
 # === What a pod gets
 
 
@@ -462,11 +467,35 @@ def test_the_configuration_of_a_pod_stays_as_the_policy_wrote_it(policies: Polic
     assert cluster.ask("DELETE", path + "?gracePeriodSeconds=0")[0] == 200
 
 
+# === helm test
+
+
+@pytest.mark.parametrize(("annotations", "does"), [
+    ({}, ["spool", "list"]),
+    ({"keytide.dev/primary-secret": "my-app/keys"}, ["exec", "--wait", "0s", "--", "/keytide", "--version"]),
+    ({"keytide.dev/config": "my-app-keytide"}, ["--version"]),
+], ids=["without AWS", "a secret", "a ConfigMap"])
+def test_the_pod_of_helm_test_needs_what_injection_gives(
+    annotations: dict[str, str], does: list[str], restricted: Policies, cluster: Cluster, render: Callable[..., list[Object]],
+) -> None:
+    values = {"aws": {"region": "us-east-1"}, "test": {"annotations": annotations}}
+    tried = one(render(values, "--namespace", restricted.namespace), "Pod", "keytide-test")
+    out, warnings = cluster.kubectl("create", "--dry-run=server", "--output", "yaml", "--filename", "-", text=yaml.safe_dump(tried))
+    assert warnings == ""
+    injected = yaml.safe_load(out)
+    assert [c["name"] for c in injected["spec"]["initContainers"]] == ["keytide"]
+    assert injected["spec"]["containers"][0]["args"] == does
+    assert mounts(injected["spec"]["containers"][0])["/run/keytide/env"] == "keytide-env"
+    elsewhere = cluster.namespace()
+    tried["metadata"]["namespace"] = elsewhere
+    status, answer = cluster.ask("POST", f"/api/v1/namespaces/{elsewhere}/pods?dryRun=All", tried)
+    assert status == 422 and 'Not found: "keytide-env"' in answer["message"], answer
+
+
 # === Pod Security
 
 
-def test_pod_security_restricted_admits_a_restricted_pod_with_its_sidecar(release: Callable[..., Policies], cluster: Cluster) -> None:
-    restricted = release({"aws": {"region": "us-east-1", "roleArn": ROLE}}, RESTRICTED)
+def test_pod_security_restricted_admits_a_restricted_pod_with_its_sidecar(restricted: Policies, cluster: Cluster) -> None:
     wanted = pod(SECRET | {"keytide.dev/env": "A", "keytide.dev/spool": "true", "keytide.dev/run-as-user": "1000"}, [RESTRICTED_APP])
     wanted |= {"apiVersion": "v1", "kind": "Pod"}
     out, warnings = cluster.kubectl("create", "--namespace", restricted.namespace, "--dry-run=server", "--output", "yaml", "--filename", "-",

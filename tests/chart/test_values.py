@@ -146,7 +146,7 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
     "networkPolicy.enabled": (HUB, True, "NetworkPolicy.spec.policyTypes", ["Ingress", "Egress"]),
     "networkPolicy.ingressFrom": (FENCED, [PEER], "NetworkPolicy.spec.ingress.0.from", [PEER]),
     "networkPolicy.extraEgress": (FENCED, [EGRESS], "NetworkPolicy.spec.egress.+", EGRESS),
-    "test.annotations": (INJECTION, {"keytide.dev/primary-secret": "x"}, "Pod.metadata.annotations.keytide\\.dev/primary-secret", "x"),
+    "test.annotations": (INJECTION | {"aws": {"region": "us-east-1"}}, {"keytide.dev/primary-secret": "x"}, "Pod.metadata.annotations.keytide\\.dev/primary-secret", "x"),
     "test.serviceAccountName": (INJECTION, "tester", "Pod.spec.serviceAccountName", "tester"),
     "extraObjects": (HUB, [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "{{ .Release.Name }}-x"}}, "kind: Lease\nmetadata: {name: l}"],
                      "Secret.metadata.name", "keytide-x"),
@@ -342,6 +342,7 @@ IMPOSSIBLE: list[tuple[str, Object, str]] = [
     ("variables of a file that is not written", merged(SIDECAR, nested("sidecar.env", ["A", "B"])), "format: kubernetes, keys: [A, B]}"),
     ("a spool that is not read", merged(SIDECAR, nested("sidecar.spool", True)), "spool: {directory: /run/keytide/spool/in}"),
     ("the hub's rights for everybody", merged(HUB, nested("serviceAccount.create", False)), "name one"),
+    ("a test that no pod could pass", {"test": {"annotations": {"keytide.dev/primary-secret": "x"}}}, "set aws.region"),
     ("two scrapes", merged(MONITORED, SCRAPED), "scraped twice"),
     ("endpoints of one's own and AWS's", {"aws": {"stsEndpoint": "https://sts.example", "useFipsEndpoint": True}}, "refuses both together"),
 ]

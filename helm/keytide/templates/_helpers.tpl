@@ -130,6 +130,9 @@ annotations:
 {{- if and (eq $values.mode "injection") (not (include "keytide.canInject" .)) }}
 {{- fail "mode injection needs MutatingAdmissionPolicy (admissionregistration.k8s.io/v1), which this cluster does not have: Kubernetes has it from 1.36 on. Install with --set mode=sidecar instead: it prints a snippet for your pods, and does the same on every cluster with native sidecars (1.29)" }}
 {{- end }}
+{{- if and (eq $values.mode "injection") (hasKey $values.test.annotations "keytide.dev/primary-secret") (not $values.aws.region) }}
+{{- fail "test.annotations has keytide.dev/primary-secret, which needs a region: set aws.region" }}
+{{- end }}
 {{- if and (eq $values.mode "hub") (not $values.config) (not $values.existingConfigMap) }}
 {{- fail "mode hub needs a configuration: config, or existingConfigMap" }}
 {{- end }}
