@@ -112,6 +112,20 @@ pub(crate) fn assert_is_restricted(namespace: &Namespace, pod: &str) {
     assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("1", "2"));
 }
 
+#[test]
+fn a_sidecar_that_its_startup_probe_ends_says_what_it_waited_for() {
+    let namespace = Namespace::new("probed");
+    let aws = Aws::start(&namespace, &json!({"secrets": {}}));
+    let mut sidecar = Sidecar::new(&aws);
+    // Shorter than `startup_timeout`, as after a mistake in somebody's own ConfigMap.
+    sidecar.values["startupProbe"] = json!({"periodSeconds": 1, "failureThreshold": 3});
+    sidecar.start(&namespace, "app", &application(WAIT));
+    let missing = "asked to end before the first refresh was complete; missing: all members of secret app";
+    namespace.until_described("app", missing);
+    aws.put("app", &json!({"API_KEY": "abc"}));
+    namespace.until_ready("app");
+}
+
 /// What the sidecar may cost a pod's start, in seconds: the kubelet asks the startup probe a second after the volumes are there,
 /// and acts on its answer once it has looked at its containers again, which it does once a second.
 const START: f64 = 1.5;
@@ -140,6 +154,8 @@ fn the_sidecar_delays_a_pod_by_little() {
 /// How long a pod takes to be ready, without and with the sidecar, measured in turn. The mean, since what most of it depends on,
 /// the moment within the kubelet's second, is spread evenly.
 fn mean_starts(namespace: &Namespace, aws: &Aws, attempt: u32) -> [f64; 2] {
+    let sidecar = Sidecar::new(aws);
+    namespace.apply(&[sidecar.config_map("app")]);
     let mut times: [Vec<Duration>; 2] = Default::default();
     for round in 0..ROUNDS {
         for (with, times) in times.iter_mut().enumerate() {
@@ -151,10 +167,7 @@ fn mean_starts(namespace: &Namespace, aws: &Aws, attempt: u32) -> [f64; 2] {
             // As pods are where nobody says otherwise: with the volume of the service account's token.
             spec["automountServiceAccountToken"] = json!(true);
             if with == 1 {
-                let sidecar = Sidecar::new(aws);
-                // It is there before the pods that mount it.
-                namespace.apply(&[sidecar.config_map(&name)]);
-                sidecar.inject(&name, &mut spec);
+                sidecar.inject("app", &mut spec);
             }
             // Each pod comes at another moment of the kubelet's second, and after the end of the pod before it.
             thread::sleep(Duration::from_millis(600 + u64::from(round) * 1000 / u64::from(ROUNDS)));
