@@ -72,6 +72,8 @@ impl Cluster {
     pub(crate) fn command(&self, program: &str) -> Command {
         let own = self.programs.join(program);
         let mut command = Command::new(if own.is_file() { own } else { PathBuf::from(program) });
+        let path = env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", self.programs.display()));
         command.env("KUBECONFIG", self.directory.join("admin.conf"));
         command
     }

@@ -52,8 +52,24 @@ pub(crate) fn helm(arguments: &[&str]) -> String {
 
 /// Helm, which finds the cluster, and leaves what it keeps with the cluster.
 pub(crate) fn command() -> Command {
-    let helm = env::var("KEYTIDE_HELM").expect("KEYTIDE_HELM is not set: ./tests/run cluster does all");
-    let mut command = Cluster::shared().command(&helm);
+    among_its_own(&program())
+}
+
+/// What a page or Helm says to type, in a shell. Panics if it fails.
+#[track_caller]
+pub(crate) fn typed(line: &str) -> String {
+    let helm = program();
+    let line = format!("PATH={}:$PATH; {line}", Path::new(&helm).parent().unwrap().display());
+    let arguments = ["-euc", &line];
+    success(&arguments, run(among_its_own("sh").args(arguments), ""))
+}
+
+fn program() -> String {
+    env::var("KEYTIDE_HELM").expect("KEYTIDE_HELM is not set: ./tests/run cluster does all")
+}
+
+fn among_its_own(program: &str) -> Command {
+    let mut command = Cluster::shared().command(program);
     for (name, place) in [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")] {
         command.env(name, folder("helm").join(place));
     }

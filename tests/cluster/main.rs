@@ -18,6 +18,7 @@ mod memory;
 mod namespace;
 mod node;
 mod outage;
+mod patch;
 mod scraping;
 mod sidecar;
 mod starting;
