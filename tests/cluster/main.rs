@@ -8,6 +8,7 @@
 
 mod aws;
 mod cluster;
+mod exec;
 mod helm;
 mod hub;
 mod hub_release;

@@ -11,6 +11,8 @@ use crate::{
     namespace::Namespace,
 };
 
+/// The image under test.
+pub(crate) const IMAGE: &str = "ghcr.io/keytide/keytide:test";
 /// A Debian with busybox.
 pub(crate) const APPLICATION: &str = "localhost/application:1";
 
