@@ -26,16 +26,18 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes these; with these rules.
-    fn start(targets: &[String], rules: &Value) -> Self {
+    /// Scrapes a pod's keytide, with the labels that a `PodMonitor` gives it; with these rules.
+    fn start(namespace: &Namespace, pod: &str, rules: &str) -> Self {
         let directory = Cluster::shared().directory().join("prometheus");
         fs::create_dir(&directory).unwrap();
-        let job = json!({"job_name": "keytide", "static_configs": [{"targets": targets}]});
+        let labels = json!({"namespace": namespace.name(), "pod": pod, "container": "keytide"});
+        let targets = json!([{"targets": [target(namespace, pod)], "labels": labels}]);
+        let job = json!({"job_name": format!("{}/keytide", namespace.name()), "static_configs": targets});
         // YAML has JSON in it.
         let config = json!({"global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.json"], "scrape_configs": [job]});
         fs::write(directory.join("prometheus.yml"), config.to_string()).unwrap();
-        fs::write(directory.join("rules.json"), rules.to_string()).unwrap();
+        fs::write(directory.join("rules.json"), rules).unwrap();
         let log = fs::File::create(directory.join("log")).unwrap();
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", directory.join("prometheus.yml").display()));
@@ -93,9 +95,8 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     spec["serviceAccountName"] = json!("keytide");
     sidecar.start(&namespace, "app", &spec);
     namespace.until_ready("app");
-    let stale = json!({"alert": "Stale", "expr": "keytide_keys{state=\"stale\"} > 0", "for": "1s"});
-    let prometheus =
-        Prometheus::start(&[target(&namespace, "app")], &json!({"groups": [{"name": "keytide", "rules": [stale]}]}));
+    let rules = rules();
+    let prometheus = Prometheus::start(&namespace, "app", &rules.to_string());
     let up = || prometheus.ask("query?query=up")["result"][0]["value"][1] == "1";
     assert!(within(PATIENCE, up), "waited for Prometheus to scrape the pod: {}", prometheus.log());
     let expected = documented();
@@ -106,10 +107,79 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
         expected.iter().filter(|name| !has(name)).copied().collect::<Vec<_>>()
     };
     until("every metric", || missing().is_empty());
-    assert_eq!(prometheus.alerts("Stale"), Vec::<String>::new());
-    aws.down(8);
-    until("the alert to fire", || prometheus.alerts("Stale").contains(&"firing".to_owned()));
-    until("the alert to resolve", || prometheus.alerts("Stale").is_empty() && !aws.is_down());
+    let evaluated = || {
+        let groups = prometheus.ask("rules")["groups"].as_array().cloned().unwrap_or_default();
+        groups.iter().filter_map(|group| group["rules"].as_array().cloned()).flatten().collect::<Vec<_>>()
+    };
+    let unknown = |rule: &Value| rule["health"] == "unknown";
+    until("an evaluation of every rule", || !evaluated().is_empty() && !evaluated().iter().any(unknown));
+    let groups = rules["groups"].as_array().unwrap();
+    let expected: usize = groups.iter().filter_map(|group| group["rules"].as_array()).map(Vec::len).sum();
+    assert_healthy(&evaluated(), expected);
+    assert_eq!(prometheus.alerts("KeytideStale"), Vec::<String>::new());
+    aws.down(15);
+    until("the alert to fire", || prometheus.alerts("KeytideStale").contains(&"firing".to_owned()));
+    until("the alert to resolve", || prometheus.alerts("KeytideStale").is_empty() && !aws.is_down());
+    assert_healthy(&evaluated(), expected);
+}
+
+#[track_caller]
+fn assert_healthy(rules: &[Value], expected: usize) {
+    assert!(rules.len() == expected && expected > 20, "{} rules of {expected}", rules.len());
+    for rule in rules {
+        assert!(rule["health"] == "ok" && rule["lastError"].as_str().unwrap_or_default().is_empty(), "{rule}");
+    }
+}
+
+/// How many times faster all goes than in the chart's rules: a quarter of an hour takes five seconds.
+const FASTER: u64 = 180;
+
+/// The rules of the chart's `PrometheusRule`, faster.
+fn rules() -> Value {
+    let values = json!({"mode": "sidecar", "prometheusRule": {"enabled": true}});
+    let [rule] = helm::template("keytide", &values, &["templates/prometheusrule.yaml"]).try_into().unwrap();
+    let mut groups = rule["spec"]["groups"].clone();
+    let rules = groups.as_array_mut().unwrap().iter_mut().filter_map(|group| group["rules"].as_array_mut()).flatten();
+    for rule in rules {
+        for member in ["expr", "for", "keep_firing_for"] {
+            if let Some(text) = rule[member].as_str() {
+                rule[member] = json!(faster(text));
+            }
+        }
+    }
+    json!({"groups": groups})
+}
+
+/// Every duration of a rule, and every number from 300 on, which are seconds in all of them: the others are counts and shares.
+fn faster(text: &str) -> String {
+    let mut faster = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(|character: char| character.is_ascii_digit()) {
+        let (before, number) = rest.split_at(start);
+        let end = number.find(|character: char| !character.is_ascii_digit()).unwrap_or(number.len());
+        let (digits, behind) = number.split_at(end);
+        let number: u64 = digits.parse().unwrap();
+        let word = before.ends_with(|character: char| character.is_alphanumeric() || "_.".contains(character));
+        let unit = behind.find(|character: char| !character.is_alphanumeric()).unwrap_or(behind.len());
+        let (unit, after) = behind.split_at(unit);
+        let seconds = match unit {
+            _ if word => None,
+            "s" => Some(number),
+            "m" => Some(number * 60),
+            "h" => Some(number * 3600),
+            "" if number >= 300 => Some(number),
+            _ => None,
+        };
+        faster += before;
+        let sooner = match seconds {
+            Some(seconds) if unit.is_empty() => (seconds / FASTER).to_string(),
+            Some(seconds) => format!("{}ms", seconds * 1000 / FASTER),
+            None => format!("{digits}{unit}"),
+        };
+        faster += &sooner;
+        rest = after;
+    }
+    faster + rest
 }
 
 /// The port of a pod that the chart's `PodMonitor` scrapes. Debian's Prometheus cannot ask the API server itself.
