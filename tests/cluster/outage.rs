@@ -1,12 +1,12 @@
 //! AWS is away, or too much is asked of a volume.
 
-use std::time::Duration;
+use std::{fs, io::ErrorKind, time::Duration};
 
 use serde_json::json;
 
 use crate::{
     aws::Aws,
-    namespace::Namespace,
+    namespace::{Namespace, run_on_node},
     sidecar::{Sidecar, application},
     wait::{until, within},
 };
@@ -60,4 +60,76 @@ fn a_volume_that_is_full_keeps_the_last_whole_file_until_there_is_room() {
     assert_eq!(read(), "API_KEY='one'\n");
     aws.put("app", &json!({"API_KEY": "two"}));
     until("the key of now", || read() == "API_KEY='two'\n");
+}
+
+#[test]
+fn a_spool_that_is_full_loses_nothing_that_was_accepted_and_takes_more_once_there_is_room() {
+    let namespace = Namespace::new("spool-full");
+    let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
+    let mut sidecar = Sidecar::new(&aws).with_spool();
+    sidecar.values["volumes"]["spool"]["sizeLimit"] = json!("64Ki");
+    sidecar.start(&namespace, "app", &application("sleep 600"));
+    namespace.until_ready("app");
+    let shell = |script: &str| {
+        let script = format!("cd /run/keytide/spool/in && umask 022 && {script}");
+        namespace.run_in("app", "app", &["sh", "-c", &script])
+    };
+    let dropped = |i: u32| {
+        let entry = json!({"op": "create", "alias": format!("k{i}"), "value": format!("sk-{i}")});
+        shell(&format!("echo '{entry}' >.new && mv .new 0000000170000000000{i}-app-{i}.json"))
+    };
+    let stored = |i: u32| aws.get(&format!("vk/k{i}")).is_some_and(|value| value == format!("sk-{i}"));
+    aws.down(10);
+    for i in 1..=4 {
+        let ran = dropped(i);
+        assert!(ran.success, "{ran:?}");
+    }
+    let filled = shell("cat /dev/zero >.filler");
+    assert!(filled.stderr.contains("No space left on device"), "{filled:?}");
+    let refused = dropped(5);
+    assert!(!refused.success && refused.stderr.contains("No space left on device"), "{refused:?}");
+    assert!(aws.is_down(), "the volume was full before AWS came back");
+    until("AWS", || !aws.is_down());
+    until("what was accepted", || (1..=4).all(stored));
+    assert!(!stored(5));
+    // The room of those that are stored.
+    let taken = dropped(5);
+    assert!(taken.success, "{taken:?}");
+    until("what came after", || stored(5));
+    assert_eq!(namespace.container("app", "keytide")["restartCount"], 0);
+}
+
+#[test]
+fn last_good_values_that_cannot_be_written_are_told_keys_move_on_and_they_are_kept_once_there_is_room() {
+    let namespace = Namespace::new("private-full");
+    let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
+    let mut sidecar = Sidecar::new(&aws);
+    sidecar.values["volumes"]["private"]["sizeLimit"] = json!("64Ki");
+    sidecar.start(&namespace, "app", &application("sleep 600"));
+    namespace.until_ready("app");
+    // No other container mounts it: the node fills it.
+    let process = namespace.process("app", "keytide");
+    let filler = format!("/proc/{process}/root/run/keytide/private/filler");
+    let full = fs::write(&filler, vec![0; 128 * 1024]).unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
+    let read = || namespace.exec("app", "app", &["cat", "/run/keytide/env/keys.env"]);
+    aws.put("app", &json!({"API_KEY": "two"}));
+    until("the changed key", || read() == "API_KEY='two'\n");
+    namespace.until_log("app", "keytide", "the last good values would not survive a restart: ");
+    let log = namespace.log("app", "keytide");
+    assert!(log.contains("No space left on device"), "{log}");
+    fs::remove_file(&filler).unwrap();
+    aws.put("app", &json!({"API_KEY": "three"}));
+    until("the next key", || read() == "API_KEY='three'\n");
+    assert_eq!(namespace.container("app", "keytide")["restartCount"], 0);
+    // They are kept again: a keytide that cannot read AWS goes on with them.
+    aws.down(30);
+    run_on_node("kill", &["-KILL", &process]);
+    let back = || {
+        let keytide = namespace.container("app", "keytide");
+        keytide["restartCount"] == 1 && keytide["ready"] == true
+    };
+    until("a new sidecar that is ready", back);
+    assert!(aws.is_down(), "without AWS");
+    assert_eq!(read(), "API_KEY='three'\n");
 }
