@@ -15,17 +15,38 @@ use crate::{
     namespace::Namespace,
 };
 
-/// `helm package`, for one test, whose files are in a folder of this name. Without a version it is the chart's own.
+/// `helm package`, for one test, whose files are in a folder of this name. Without a version it is the chart's own; with one, a chart
+/// of before it.
 #[track_caller]
 pub(crate) fn package(test: &str, version: Option<&str>) -> String {
     let directory = folder(test);
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/keytide");
-    let mut arguments = vec!["package", chart, "--destination", directory.to_str().unwrap()];
+    let chart = version.map_or_else(|| chart.to_owned(), |_| older(chart, &directory));
+    let mut arguments = vec!["package", &chart, "--destination", directory.to_str().unwrap()];
     arguments.extend(version.map(|version| ["--version", version]).iter().flatten());
     let said = helm(&arguments);
     let file = said.trim().rsplit(": ").next().unwrap();
     assert!(Path::new(file).is_file(), "{said}");
     file.to_owned()
+}
+
+/// An object of the chart of before, which no later one has.
+pub(crate) const DROPPED: &str = "configmap/keytide-of-before";
+/// What its sidecar asks for of a processor.
+pub(crate) const CPU_BEFORE: &str = "15m";
+
+/// A chart as one of before could be: none was published yet.
+fn older(chart: &str, directory: &Path) -> String {
+    let older = directory.join("before");
+    success(&["cp"], run(Command::new("cp").arg("-r").arg(chart).arg(&older), ""));
+    let metadata = r#"{{- include "keytide.metadata" (dict "context" . "name" "keytide-of-before") | nindent 2 }}"#;
+    let object = format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  {metadata}\ndata: {{version: before}}\n");
+    fs::write(older.join("templates/before.yaml"), object).unwrap();
+    let values = fs::read_to_string(older.join("values.yaml")).unwrap();
+    let (now, before) = ("cpu: 10m\n", format!("cpu: {CPU_BEFORE}\n"));
+    assert_eq!(values.matches(now).count(), 1);
+    fs::write(older.join("values.yaml"), values.replace(now, &before)).unwrap();
+    older.to_str().unwrap().to_owned()
 }
 
 /// What the packaged chart makes of these values by these templates, without a cluster, as `helm template` prints it. In the

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, run},
-    helm::{self, helm},
+    helm::{self, CPU_BEFORE, DROPPED, helm},
     namespace::Namespace,
     sidecar::application,
     starting::assert_is_restricted,
@@ -103,7 +103,7 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
     }
     let before = objects(&[&release]);
 
-    // No chart was published yet: the previous one is this one, with a lower version and another port.
+    // The chart of before, with another port.
     let (install, patch) = commands();
     let values = helm::injecting(&aws, &[&release, &restricted, &baseline]);
     let values = helm::values("two-commands", &values);
@@ -122,6 +122,8 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
         namespace.kubectl(&["patch", "deployment", name, "--patch", &patch]);
     }
     let first = applications.map(|(namespace, name, user, _)| started(namespace, name, user, 19999));
+    assert!(release.get(DROPPED).is_some());
+    assert_eq!(requested(&restricted, &first[0]), CPU_BEFORE);
     let exchanges = aws.requests("AssumeRoleWithWebIdentity");
     assert!(exchanges.len() >= 4 && exchanges.iter().all(|exchange| exchange["outcome"] == "200"), "{exchanges:?}");
 
@@ -132,10 +134,12 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
             assert_eq!(namespace.container(pod, container)["restartCount"], 0, "an upgrade changes no running pod");
         }
     }
+    assert!(release.get(DROPPED).is_none(), "an upgrade removes what is no more of the chart");
     until("the new policies", || asked(&restricted) == Some(19847));
     restricted.kubectl(&["rollout", "restart", "deployment/my-app"]);
     let second = started(&restricted, "my-app", 1000, 19847);
     assert_ne!(first[0], second);
+    assert_eq!(requested(&restricted, &second), "10m");
 
     let said = helm(&["test", "keytide", "--namespace", release.name()]);
     assert!(said.contains("Succeeded"), "{said}");
@@ -177,6 +181,11 @@ fn started(namespace: &Namespace, name: &str, user: u32, expected_port: u64) -> 
     assert_is_restricted(namespace, pod);
     assert_eq!(namespace.container(pod, "keytide")["restartCount"], 0);
     pod.to_owned()
+}
+
+/// What a pod's keytide asks for of a processor.
+fn requested(namespace: &Namespace, pod: &str) -> Value {
+    namespace.get(&format!("pod/{pod}")).unwrap()["spec"]["initContainers"][0]["resources"]["requests"]["cpu"].take()
 }
 
 /// The port of a pod's keytide, if it has one.
