@@ -57,7 +57,7 @@ def manifests(chart, namespace, *values):
     """What Helm would install, without what only Helm needs."""
     arguments = [word for file in values for word in ("--values", file)]
     text = run(os.environ["KEYTIDE_HELM"], "template", "keytide", chart, "--namespace", namespace, "--skip-tests",
-               "--kube-version", "1.36.0", *arguments)
+               "--set", "injection.wait=false", "--kube-version", "1.36.0", *arguments)
     text = re.sub(r"^# Source: .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^ *(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", "", text, flags=re.MULTILINE)
     return NOTICE + re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)

@@ -86,9 +86,10 @@ def test_the_two_commands_of_the_readme_bring_an_application_its_keys(cluster: C
         return cluster.ask("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", template)[1].get("spec", {})
 
     try:
-        done = subprocess.run(["sh", "-euc", block], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        with cluster.running_jobs("keytide"):
+            done = subprocess.run(["sh", "-euc", block], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "deployment.apps/my-app patched" in done.stdout, done.stderr
-        injected = until(lambda: spec if "initContainers" in (spec := pod()) else None, "the sidecar is in the pod")
+        injected = pod()
         assert [c["name"] for c in injected["initContainers"]] == ["keytide"]
         assert sorted(v["name"] for v in injected["containers"][0]["env"]) == ["DATABASE_URL", "OPENAI_API_KEY"]
         assert environment_of(injected["initContainers"][0])["AWS_ROLE_ARN"] == "arn:aws:iam::123456789012:role/my-app"
@@ -152,7 +153,7 @@ def test_the_litellm_example_gets_its_sidecar_by_injection_and_by_the_patch(clus
     status, patched = pod_of(json.loads(cluster.kubectl("get", "deployment", "litellm", "--namespace", "litellm", "--output", "json")[0])["spec"]["template"])
     assert status == 201, patched["message"]
     values = values_of({"injection": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "litellm"}}}}, tmp_path)
-    policies = helm("template", "litellm", CHART, "--kube-version", "1.36.0", "--skip-tests", *values)
+    policies = helm("template", "litellm", CHART, "--kube-version", "1.36.0", "--no-hooks", *values)
     cluster.kubectl("apply", "--filename", "-", text=policies)
     injected = until(lambda: pod if "initContainers" in (pod := pod_of(template)[1]).get("spec", {}) else None, "the policy injects")
     for pod in (patched, injected):

@@ -109,7 +109,7 @@ def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Calla
         selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
         values = values | {"injection": {"namespaceSelector": selector}}
         directory = tmp_path_factory.mktemp("values")
-        text = helm("template", namespace, CHART, "--kube-version", "1.36.0", "--skip-tests", *values_of(values, directory))
+        text = helm("template", namespace, CHART, "--namespace", namespace, "--kube-version", "1.36.0", "--no-hooks", *values_of(values, directory))
         return Policies(cluster, text, namespace, namespace)
 
     return install
@@ -465,6 +465,64 @@ def test_the_configuration_of_a_pod_stays_as_the_policy_wrote_it(policies: Polic
     assert config_of(now) == config_of(made)
     assert cluster.ask("POST", f"{path}/binding", {"metadata": {"name": made["metadata"]["name"]}} | target)[0] == 201, "a scheduler binds it"
     assert cluster.ask("DELETE", path + "?gracePeriodSeconds=0")[0] == 200
+
+
+# === What Helm waits for
+
+
+def test_a_pod_made_right_after_helm_install_or_upgrade_gets_the_sidecar_of_that_release(cluster: Cluster, tmp_path: Path) -> None:
+    namespace = cluster.namespace(RESTRICTED)
+    policies = Policies.__new__(Policies)
+    policies.cluster, policies.namespace = cluster, namespace
+    values = values_of({"fullnameOverride": f"keytide-{namespace}", "injection": {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}}, tmp_path)
+    with cluster.running_jobs(namespace):
+        for command, port in (("install", 20001), ("upgrade", 20002), ("upgrade", 20003)):
+            cluster.helm(command, "release", CHART, "--namespace", namespace, *values, "--set", f"http.port={port}")
+            made = policies.create(pod({"keytide.dev/config": "x"}, [RESTRICTED_APP]))
+            assert made["spec"]["initContainers"][0]["ports"][0]["containerPort"] == port, "Helm returned before the policies were in force"
+        assert cluster.ask("GET", f"/apis/batch/v1/namespaces/{namespace}/jobs")[1]["items"] == []
+        cluster.helm("uninstall", "release", "--namespace", namespace)
+
+
+@pytest.mark.parametrize(("selector", "namespace", "waits"), [
+    (None, "keytide", True),
+    (None, "kube-system", False),
+    ({}, "keytide", True),
+    ({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}]}, "b", True),
+    ({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}]}, "c", False),
+    ({"matchLabels": {"team": "core"}}, "keytide", False),
+    ({"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}, "keytide", False),
+], ids=["default", "kube-system", "all", "by name", "not by name", "by a label", "by no label"])
+def test_helm_waits_only_where_something_can_be_injected(
+    selector: Object | None, namespace: str, waits: bool, render: Callable[..., list[Object]],
+) -> None:
+    """Without a cluster, that is: what labels a namespace has is not known."""
+    values = {} if selector is None else {"injection": {"namespaceSelector": {"matchExpressions": None} | selector}}
+    kinds = [o["kind"] for o in render(values, "--namespace", namespace, "--skip-tests")]
+    assert ("Job" in kinds) == waits
+    assert "Job" not in [o["kind"] for o in render(values | {"injection": values.get("injection", {}) | {"wait": False}}, "--namespace", namespace)]
+
+
+@pytest.mark.parametrize(("term", "labels", "waits"), [
+    ({"operator": "In", "values": ["core", "edge"]}, {"team": "edge"}, True), ({"operator": "In", "values": ["core"]}, {"team": "edge"}, False),
+    ({"operator": "In", "values": ["core"]}, {}, False), ({"operator": "NotIn", "values": ["core"]}, {}, True),
+    ({"operator": "NotIn", "values": ["core"]}, {"team": "core"}, False), ({"operator": "Exists"}, {"team": ""}, True),
+    ({"operator": "Exists"}, {}, False), ({"operator": "DoesNotExist"}, {}, True), ({"operator": "DoesNotExist"}, {"team": "a"}, False),
+])
+def test_helm_reads_the_selector_as_the_api_server_does(
+    term: Object, labels: dict[str, str], waits: bool, cluster: Cluster, tmp_path: Path,
+) -> None:
+    namespace = cluster.namespace(labels)
+    values = values_of({"injection": {"namespaceSelector": {"matchExpressions": [{"key": "team", **term}]}}}, tmp_path)
+    said = cluster.helm("install", "release", CHART, "--namespace", namespace, "--dry-run=server", *values)
+    assert ("kind: Job\n" in said) == waits
+    assert ("has seen" in said.split("NOTES:")[1]) != waits, "the notes say what is left to wait for"
+
+
+def test_a_pod_that_names_another_revision_of_the_policy_gets_nothing_of_it(cluster: Cluster, release: Callable[..., Policies]) -> None:
+    policies = release({"aws": {"region": "us-east-1"}})
+    assert "is missing, or was made a moment ago" in policies.refusal(pod(SECRET | {"keytide.dev/policy": "0123456789ab"}))
 
 
 # === helm test

@@ -126,7 +126,7 @@ def test_the_manifests_of_deploy_are_taken_as_they_are(cluster: Cluster) -> None
 
 def everything_of(cluster: Cluster, namespace: str) -> set[str]:
     """Names of all that a release may make."""
-    kinds = ("configmaps,secrets,serviceaccounts,services,deployments,roles,rolebindings,poddisruptionbudgets,networkpolicies,pods,"
+    kinds = ("jobs,configmaps,secrets,serviceaccounts,services,deployments,roles,rolebindings,poddisruptionbudgets,networkpolicies,pods,"
              "podmonitors,servicemonitors,prometheusrules")
     whole = "mutatingadmissionpolicies,mutatingadmissionpolicybindings,validatingadmissionpolicies,validatingadmissionpolicybindings"
     here = cluster.kubectl("get", kinds, "--namespace", namespace, "--output", "name")[0].split()
@@ -146,13 +146,15 @@ def test_helm_installs_says_what_to_do_next_and_leaves_nothing_behind(
     before = everything_of(cluster, namespace)
     arguments = values_of(values + [{"fullnameOverride": f"keytide-{namespace}", "injection": {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}}], tmp_path)
-    said = cluster.helm("install", "release", CHART, "--namespace", namespace, *arguments)
+    with cluster.running_jobs(namespace):
+        said = cluster.helm("install", "release", CHART, "--namespace", namespace, *arguments)
     for command in commands:
         assert command in said, said
     assert "WARNING" not in said, "prometheus-operator's resources are here"
     made = everything_of(cluster, namespace)
     assert made > before
-    said = cluster.helm("upgrade", "release", CHART, "--namespace", namespace, *arguments)
+    with cluster.running_jobs(namespace):
+        cluster.helm("upgrade", "release", CHART, "--namespace", namespace, *arguments)
     assert {name for name in everything_of(cluster, namespace) if "sh.helm.release" not in name} == {
         name for name in made if "sh.helm.release" not in name}
     cluster.helm("uninstall", "release", "--namespace", namespace)

@@ -82,6 +82,7 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
     "extraVolumeMounts": (HUB, [{"name": "a", "mountPath": "/a"}], f"{CONTAINER}.volumeMounts.+", {"name": "a", "mountPath": "/a"}),
     "injection.namespaceSelector": (INJECTION, {"matchLabels": {"a": "b"}},
                                     "MutatingAdmissionPolicy.spec.matchConstraints.namespaceSelector.matchLabels", {"a": "b"}),
+    "injection.wait": (INJECTION, False, "Job.-", None),
     "sidecar.containers": (SIDECAR, ["one", "two"], f"{PATCH}.spec.containers.1.name", "two"),
     "sidecar.env": (SIDECAR, ["A"], f"{PATCH}.spec.containers.0.env.0.valueFrom.fileKeyRef.key", "A"),
     "sidecar.spool": (SIDECAR, True, f"{PATCH}.spec.containers.0.volumeMounts.+", {"name": "keytide-spool", "mountPath": "/run/keytide/spool"}),
@@ -227,7 +228,7 @@ def test_a_value_does_what_it_says(value: str, render: Render) -> None:
 
 
 def test_whatever_is_not_needed_is_off(render: Render) -> None:
-    kinds = lambda values: sorted({o["kind"] for o in render(values, "--skip-tests")})  # noqa: E731
+    kinds = lambda values: sorted({o["kind"] for o in render(values, "--no-hooks")})  # noqa: E731
     policies = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"]
     assert kinds({}) == policies, "injection runs nothing and grants nothing"
     assert kinds({"mode": "sidecar"}) == ["ConfigMap"]

@@ -3,12 +3,11 @@
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, run},
+    cluster::Cluster,
     helm::{self, CPU_BEFORE, DROPPED, helm},
     namespace::Namespace,
     sidecar::application,
     starting::assert_is_restricted,
-    wait::until,
 };
 
 /// Says with which keys it started, and lives until it is asked to end.
@@ -112,15 +111,13 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
     let words: Vec<&str> =
         install.split(' ').skip(1).chain(["--values", &values, "--set", "http.port=19999"]).collect();
     helm(&words);
-    // The API server takes a second until it has seen a new policy, as the notes say.
-    until("the policies", || asked(&restricted).is_some() && asked(&baseline).is_some());
-    let of_cluster = objects(&[]);
-    assert!(of_cluster.iter().any(|name| name.ends_with("/keytide-inject")), "{of_cluster:?}");
     for (namespace, name, ..) in applications {
         let patch = patch
             .replace("role/my-app", if namespace.name() == baseline.name() { "role/my-root" } else { "role/my-app" });
         namespace.kubectl(&["patch", "deployment", name, "--patch", &patch]);
     }
+    let of_cluster = objects(&[]);
+    assert!(of_cluster.iter().any(|name| name.ends_with("/keytide-inject")), "{of_cluster:?}");
     let first = applications.map(|(namespace, name, user, _)| started(namespace, name, user, 19999));
     assert!(release.get(DROPPED).is_some());
     assert_eq!(requested(&restricted, &first[0]), CPU_BEFORE);
@@ -135,7 +132,6 @@ fn two_commands_bring_an_application_its_keys_and_an_upgrade_and_an_uninstall_le
         }
     }
     assert!(release.get(DROPPED).is_none(), "an upgrade removes what is no more of the chart");
-    until("the new policies", || asked(&restricted) == Some(19847));
     restricted.kubectl(&["rollout", "restart", "deployment/my-app"]);
     let second = started(&restricted, "my-app", 1000, 19847);
     assert_ne!(first[0], second);
@@ -193,18 +189,6 @@ fn port(pod: &Value) -> Option<u64> {
     pod["spec"]["initContainers"][0]["ports"][0]["containerPort"].as_u64()
 }
 
-/// The port that a pod's keytide would have now, if it got one.
-pub(crate) fn asked(namespace: &Namespace) -> Option<u64> {
-    let mut pod = crate::sidecar::pod("asked", &application(SAY));
-    pod["metadata"]["labels"]["keytide.dev/inject"] = json!("true");
-    pod["metadata"]["annotations"] = json!({"keytide.dev/primary-secret": "my-app/keys"});
-    let arguments = ["--namespace", namespace.name(), "create", "--dry-run=server", "--output", "json", "-f", "-"];
-    let mut command = Cluster::shared().command("kubectl");
-    let output = run(command.args(arguments), &pod.to_string());
-    // Refused, as long as one of the policies is there alone.
-    serde_json::from_slice(&output.stdout).ok().as_ref().and_then(port)
-}
-
 #[test]
 fn a_rotation_arrives_by_signal_in_an_application_and_in_the_file_that_it_reads_then() {
     let namespace = Namespace::new("signalled");
@@ -214,7 +198,6 @@ fn a_rotation_arrives_by_signal_in_an_application_and_in_the_file_that_it_reads_
     let values = helm::values("signalled", &helm::injecting(&aws, &[&namespace]));
     let chart = helm::package("signalled", None);
     helm(&["install", "signalled", &chart, "--namespace", namespace.name(), "--values", &values]);
-    until("the policies", || asked(&namespace).is_some());
 
     let config = "keytide:
   primary_secret: {name: my-app/keys}

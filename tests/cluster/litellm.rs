@@ -8,9 +8,7 @@ use crate::{
     aws::ask_with,
     cluster::Cluster,
     helm::{self, helm},
-    injection::asked,
     namespace::{Namespace, run_on_node},
-    wait::until,
 };
 
 const KEY: &str = "sk-of-the-master";
@@ -28,7 +26,6 @@ fn the_litellm_proxy_starts_with_its_master_key_and_lists_its_models_for_who_has
     let values = helm::values("litellm", &helm::injecting(&aws, &[&namespace]));
     let chart = helm::package("litellm", None);
     helm(&["install", "litellm", &chart, "--namespace", namespace.name(), "--values", &values]);
-    until("the policies", || asked(&namespace).is_some());
 
     namespace.kubectl(&["apply", "--kustomize", &overlay()]);
     namespace.kubectl(&["rollout", "status", "deployment/litellm", "--timeout", "400s"]);

@@ -186,3 +186,108 @@ valueFrom:
     "environment" (dict "$cel" $environment) "mounts" (dict "$cel" $mounts)) }}
 {{- include "keytide.cel" (fromYaml $container) }}
 {{- end }}
+
+{{/*
+The policy that injects: "context", "revision". A pod may name the revision that it wants, with keytide.dev/policy: it gets no sidecar of another one.
+*/}}
+{{- define "keytide.injection.policy" -}}
+{{- $checks := list }}
+{{- range fromYamlArray (include "keytide.injection.checks" .context) }}
+{{- $checks = append $checks (printf "(%s)" .expression) }}
+{{- end }}
+{{- with .revision }}
+{{- $checks = append $checks (printf "(variables.said[?'keytide.dev/policy'].orValue('%s') == '%s')" . .) }}
+{{- end }}
+{{- $add := "JSONPatch{op: 'add', path: '/spec/volumes/-', value: %s}" -}}
+failurePolicy: Fail
+reinvocationPolicy: Never
+matchConstraints:
+  {{- include "keytide.injection.matchConstraints" .context | trim | nindent 2 }}
+matchConditions:
+  {{- include "keytide.injection.matchConditions" (dict "pod" "object") | nindent 2 }}
+  {{- include "keytide.injection.noMirror" . | nindent 2 }}
+variables:
+  {{- include "keytide.injection.variables" (dict "context" .context "pod" "object") | nindent 2 }}
+  # What is false here is refused by the policy below, which can say why.
+  - name: valid
+    expression: >-
+      {{- join " &&\n" $checks | nindent 6 }}
+  - name: targets
+    expression: "variables.listed.size() == 0 ? variables.own.map(c, c.name) : variables.listed"
+  - name: mounts
+    expression: >-
+      [{{ include "keytide.cel" (dict "name" "keytide-env" "mountPath" "/run/keytide/env" "readOnly" true) }}] +
+      (variables.spool ? [{{ include "keytide.cel" (dict "name" "keytide-spool" "mountPath" "/run/keytide/spool") }}] : [])
+  - name: configuration
+    expression: |-
+      {{- include "keytide.injection.configuration" .context | nindent 6 }}
+mutations:
+  - patchType: JSONPatch
+    jsonPatch:
+      expression: |-
+        !variables.valid ? [] :
+        {{- include "keytide.injection.containers" (dict "list" "own" "path" "/spec/containers/") | nindent 8 }} +
+        {{- include "keytide.injection.containers" (dict "list" "ownInit" "path" "/spec/initContainers/") | nindent 8 }} +
+        (has(object.spec.initContainers) ? [] : [JSONPatch{op: 'add', path: '/spec/initContainers', value: []}]) +
+        [JSONPatch{op: 'add', path: '/spec/initContainers/0', value: {{ include "keytide.injection.sidecar" .context }}}] +
+        (has(object.spec.volumes) ? [] : [JSONPatch{op: 'add', path: '/spec/volumes', value: []}]) +
+        {{- range fromYamlArray (include "keytide.memoryVolumes" (dict "context" .context)) }}
+        [{{ printf $add (include "keytide.cel" .) }}] +
+        {{- end }}
+        {{- $spool := index (fromYamlArray (include "keytide.memoryVolumes" (dict "context" .context "spool" true))) 2 }}
+        (variables.spool ? [{{ printf $add (include "keytide.cel" $spool) }}] : []) +
+        (variables.role == '' ? [] : [{{ printf $add (include "keytide.cel" (index (fromYamlArray (include "keytide.tokenVolume" .context)) 0)) }}]) +
+        {{- range .context.Values.extraVolumes }}
+        [{{ printf $add (include "keytide.cel" .) }}] +
+        {{- end }}
+        (variables.config != ''
+          ? [{{ printf $add (include "keytide.cel" (dict "name" "keytide-config" "configMap" (dict "name" (dict "$cel" "variables.config")))) }}]
+          : [{{ printf $add (include "keytide.cel" (dict "name" "keytide-config" "downwardAPI" (dict "items" (list (dict "path" "keytide.yaml" "fieldRef" (dict "fieldPath" "metadata.annotations['keytide.dev/rendered-config']")))))) }},
+             JSONPatch{op: 'add', path: '/metadata/annotations/keytide.dev~1rendered-config', value: variables.configuration}]) +
+        (variables.said[?'keytide.dev/isolate-credentials'].orValue('') != 'true' ? [] :
+          [JSONPatch{op: 'add', path: '/metadata/annotations/eks.amazonaws.com~1skip-containers',
+            value: (variables.own.map(c, c.name) + variables.ownInit.map(c, c.name)).join(',')}])
+{{- end }}
+
+{{/* Of this policy, where somebody waits for it. */}}
+{{- define "keytide.injection.revision" -}}
+{{- if include "keytide.injection.waits" . }}
+{{- include "keytide.injection.policy" (dict "context" .) | sha256sum | trunc 12 }}
+{{- end }}
+{{- end }}
+
+{{/* Whether Helm waits for it: in a namespace that is not known to be selected, nothing would ever be injected. */}}
+{{- define "keytide.injection.waits" -}}
+{{- if and (eq .Values.mode "injection") .Values.injection.wait }}
+{{- include "keytide.injection.selectsOwn" . }}
+{{- end }}
+{{- end }}
+
+{{/* Whether injection.namespaceSelector is known to select the release's own namespace. */}}
+{{- define "keytide.injection.selectsOwn" -}}
+{{- $namespace := include "keytide.namespace" . }}
+{{- $selector := .Values.injection.namespaceSelector | default dict }}
+{{- $terms := $selector.matchExpressions | default list }}
+{{- range $key, $value := $selector.matchLabels }}
+{{- $terms = append $terms (dict "key" $key "operator" "In" "values" (list $value)) }}
+{{- end }}
+{{- $byName := true }}
+{{- range $terms }}
+{{- $byName = and $byName (eq .key "kubernetes.io/metadata.name") }}
+{{- end }}
+{{- $labels := dict "kubernetes.io/metadata.name" $namespace }}
+{{- if not $byName }}
+{{- $found := lookup "v1" "Namespace" "" $namespace }}
+{{- /* Helm makes one with no other labels. */}}
+{{- $labels = merge $labels (dig "metadata" "labels" (dict "name" $namespace) $found) }}
+{{- end }}
+{{- /* Without a cluster (`helm template`), there is no way to know. */}}
+{{- $selects := or $byName (.Capabilities.APIVersions.Has "v1/Pod") }}
+{{- range $terms }}
+{{- $has := hasKey $labels .key }}
+{{- $in := and $has (has (get $labels .key) (default list .values)) }}
+{{- $holds := dict "In" $in "NotIn" (not $in) "Exists" $has "DoesNotExist" (not $has) }}
+{{- $selects = and $selects (get $holds .operator) }}
+{{- end }}
+{{- if $selects }}yes{{ end }}
+{{- end }}

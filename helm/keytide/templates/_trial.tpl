@@ -53,14 +53,3 @@ resources:
 securityContext:
   {{- toYaml $values.securityContext | nindent 2 }}
 {{- end }}
-
-{{/* The same in a pod that has to be injected: "context", "args". */}}
-{{- define "keytide.trial.injected" -}}
-containers:
-  - {{ include "keytide.trial.container" . | nindent 4 | trim }}
-    volumeMounts:
-      # Injection alone makes this volume: without it the API server refuses the pod.
-      - name: keytide-env
-        mountPath: /run/keytide/env
-        readOnly: true
-{{- end }}
