@@ -126,7 +126,7 @@ def test_the_manifests_of_deploy_are_taken_as_they_are(cluster: Cluster) -> None
 
 def everything_of(cluster: Cluster, namespace: str) -> set[str]:
     """Names of all that a release may make."""
-    kinds = ("jobs,configmaps,secrets,serviceaccounts,services,deployments,roles,rolebindings,poddisruptionbudgets,networkpolicies,pods,"
+    kinds = ("jobs,configmaps,secrets,serviceaccounts,services,deployments,roles,rolebindings,poddisruptionbudgets,networkpolicies,pods,leases,"
              "podmonitors,servicemonitors,prometheusrules")
     whole = "mutatingadmissionpolicies,mutatingadmissionpolicybindings,validatingadmissionpolicies,validatingadmissionpolicybindings"
     here = cluster.kubectl("get", kinds, "--namespace", namespace, "--output", "name")[0].split()

@@ -232,7 +232,7 @@ def test_whatever_is_not_needed_is_off(render: Render) -> None:
     policies = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"]
     assert kinds({}) == policies, "injection runs nothing and grants nothing"
     assert kinds({"mode": "sidecar"}) == ["ConfigMap"]
-    assert kinds(HUB) == ["ConfigMap", "Deployment", "PodDisruptionBudget", "Role", "RoleBinding", "Service", "ServiceAccount"]
+    assert kinds(HUB) == ["ConfigMap", "Deployment", "Lease", "PodDisruptionBudget", "Role", "RoleBinding", "Service", "ServiceAccount"]
 
 
 def test_the_startup_probe_outlasts_the_startup_timeout(render: Render) -> None:
@@ -297,6 +297,10 @@ def test_the_role_is_what_keytide_prints(outputs: list[Object], reload: list[Obj
     file.write_text(find(objects, "ConfigMap.data")["keytide.yaml"])
     assert find(objects, "Role.rules") == yaml.safe_load(keytide("policy", "--kubernetes", "--config", file))["rules"]
     assert not [o for o in objects if o["kind"].startswith("ClusterRole")]
+    # What an uninstall removes is what the hub holds.
+    leases = {o["metadata"]["name"]: o for o in objects if o["kind"] == "Lease"}
+    assert list(leases) == next(r["resourceNames"] for r in find(objects, "Role.rules") if r["resources"] == ["leases"])
+    assert not [o for o in leases.values() if "spec" in o], "who holds it is not the chart's"
 
 
 # === Configurations

@@ -51,26 +51,32 @@ pub(crate) fn rolled_out(namespace: &Namespace, name: &str) -> Value {
 
 /// The names of all objects that a release could leave: of these namespaces, and of the cluster.
 fn objects(namespaces: &[&Namespace]) -> Vec<String> {
-    let kubectl = |arguments: &[&str]| Cluster::shared().kubectl(arguments);
-    let kinds = |scope: &str, without: &[&str]| {
-        let list = kubectl(&["api-resources", "--verbs", "list", "--output", "name", scope]);
-        let kinds = list.lines().filter(|kind| !without.contains(kind));
-        kinds.collect::<Vec<_>>().join(",")
-    };
     // What other tests make and remove meanwhile.
     let of_cluster = kinds("--namespaced=false", &["namespaces", "ipaddresses.networking.k8s.io", "componentstatuses"]);
     let selector = format!("app.kubernetes.io/instance notin ({})", OTHERS.join(","));
-    let mut all: Vec<String> = kubectl(&["get", &of_cluster, "--selector", &selector, "--output", "name"])
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    let of_namespaces = kinds("--namespaced=true", &["events", "events.events.k8s.io"]);
+    let found = Cluster::shared().kubectl(&["get", &of_cluster, "--selector", &selector, "--output", "name"]);
+    let mut all: Vec<String> = found.lines().map(str::to_owned).collect();
     for namespace in namespaces {
-        let found = namespace.kubectl(&["get", &of_namespaces, "--output", "name"]);
-        all.extend(found.lines().map(|name| format!("{}: {name}", namespace.name())));
+        all.extend(objects_of(namespace).iter().map(|name| format!("{}: {name}", namespace.name())));
     }
     all.sort();
     all
+}
+
+/// Those of one namespace, without what tells of them.
+pub(crate) fn objects_of(namespace: &Namespace) -> Vec<String> {
+    let kinds = kinds("--namespaced=true", &["events", "events.events.k8s.io"]);
+    let mut all: Vec<String> =
+        namespace.kubectl(&["get", &kinds, "--output", "name"]).lines().map(str::to_owned).collect();
+    all.sort();
+    all
+}
+
+/// All that can be listed, but these.
+fn kinds(scope: &str, without: &[&str]) -> String {
+    let list = Cluster::shared().kubectl(&["api-resources", "--verbs", "list", "--output", "name", scope]);
+    let kinds = list.lines().filter(|kind| !without.contains(kind));
+    kinds.collect::<Vec<_>>().join(",")
 }
 
 #[test]

@@ -3,7 +3,8 @@
 {{- if .Values.rbac.rules }}
 {{- toYaml .Values.rbac.rules }}
 {{- else }}
-{{- $made := list }}{{ $filled := list }}{{ $leases := list }}{{ $events := list }}
+{{- $made := list }}{{ $filled := list }}{{ $events := list }}
+{{- $leases := include "keytide.leases" . | fromYamlArray }}
 {{- range dig "keytide" "outputs" (list) .Values.config }}
 {{- with .kubernetes_secret }}
 {{- if eq (get . "create" | toString) "false" }}
@@ -11,7 +12,6 @@
 {{- else }}
 {{- $made = append $made .name }}
 {{- end }}
-{{- $leases = append $leases (default (printf "keytide-%s" .name) .lease) }}
 {{- $name := .name }}
 {{- range list "synced" "updated" "repaired" "contested" "stale" "refused" "recovered" }}
 {{- $events = append $events (printf "%s.keytide-%s" $name .) }}
@@ -44,4 +44,15 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The names of the hub's Leases, as a list: those of `config`. */}}
+{{- define "keytide.leases" -}}
+{{- $leases := list }}
+{{- range dig "keytide" "outputs" (list) .Values.config }}
+{{- with .kubernetes_secret }}
+{{- $leases = append $leases (default (printf "keytide-%s" .name) .lease) }}
+{{- end }}
+{{- end }}
+{{- toJson $leases }}
 {{- end }}
