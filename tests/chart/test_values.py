@@ -85,7 +85,7 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
     "injection.wait": (INJECTION, False, "Job.-", None),
     "sidecar.containers": (SIDECAR, ["one", "two"], f"{PATCH}.spec.containers.1.name", "two"),
     "sidecar.env": (SIDECAR, ["A"], f"{PATCH}.spec.containers.0.env.0.valueFrom.fileKeyRef.key", "A"),
-    "sidecar.spool": (SIDECAR, True, f"{PATCH}.spec.containers.0.volumeMounts.+", {"name": "keytide-spool", "mountPath": "/run/keytide/spool"}),
+    "sidecar.spool": ({"mode": "sidecar", "existingConfigMap": "x"}, True, f"{PATCH}.spec.containers.0.volumeMounts.+", {"name": "keytide-spool", "mountPath": "/run/keytide/spool"}),
     "sidecar.isolateCredentials": (SIDECAR | {"sidecar": {"containers": ["a", "b"]}}, True,
                                    f"{PATCH}.metadata.annotations", {"eks.amazonaws.com/skip-containers": "a,b"}),
     "replicaCount": (HUB, 3, "Deployment.spec.replicas", 3),
@@ -156,7 +156,7 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
 NEEDS: dict[str, Object] = {
     "mode": {"config": HUB["config"]},
     "sidecar.env": {"config": {"keytide": {"outputs": [ENV_OUTPUT]}}},
-    "sidecar.spool": {"config": {"keytide": SPOOL}}, "volumes.spool.sizeLimit": {"config": {"keytide": SPOOL}},
+    "volumes.spool.sizeLimit": {"config": {"keytide": SPOOL}},
     "aws.tokenAudience": {"aws": {"roleArn": ROLE}}, "aws.tokenExpirationSeconds": {"aws": {"roleArn": ROLE}},
 }
 #: Values that hold somebody else's object, of which the chart has only the default.
@@ -235,12 +235,13 @@ def test_whatever_is_not_needed_is_off(render: Render) -> None:
     assert kinds(HUB) == ["ConfigMap", "Deployment", "Lease", "PodDisruptionBudget", "Role", "RoleBinding", "Service", "ServiceAccount"]
 
 
-def test_the_startup_probe_outlasts_the_startup_timeout(render: Render) -> None:
-    for said, seconds in ({"5m": 300, "90s": 90, "1h": 3600, "1h30m": 5400, "1h 1m 1s": 3661}).items():
+def test_the_startup_probe_outlasts_the_startup_timeout(render: Render, tmp_path: Path) -> None:
+    for said, seconds in ({"5m": 300, "90s": 90, "1h": 3600, "1h30m": 5400, "1h 1m 1s": 3661, "90500ms": 91, "1.5m": 90, "1m 0.2s": 61}).items():
         config = merged(HUB, nested("config.keytide.refresh.startup_timeout", said))
         probe = find(render(config), f"{CONTAINER}.startupProbe")
         assert probe["failureThreshold"] * probe["periodSeconds"] == seconds + 30
         assert probe["httpGet"]["path"] == "/startupz"
+        assert check(find(render(config), "ConfigMap.data")["keytide.yaml"], {"AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": "/x"}, tmp_path)
     probe = find(render(HUB | {"startupProbe": {"periodSeconds": 10}}), f"{CONTAINER}.startupProbe")
     assert probe["failureThreshold"] * probe["periodSeconds"] >= 330
 
@@ -278,6 +279,61 @@ def test_the_startup_probe_waits_for_as_long_as_keytide_may_take(
         assert yaml.safe_load(config)["keytide"].get("refresh", {}).get("startup_timeout") == timeout
         assert check(config, environment_of(find(objects, container)), tmp_path).rstrip().endswith("\nvalid")
         assert find(objects, f"{container}.startupProbe.failureThreshold") == failures
+
+
+@pytest.mark.parametrize("null", [
+    {"http": None}, {"refresh": None}, {"http": {"listen": None}, "refresh": {"startup_timeout": None}}, {"reload": None}, {"spool": None, "virtual_keys": None},
+    {"outputs": [{"kubernetes_secret": {"name": "app-keys", "lease": None}}]},
+], ids=["http", "refresh", "their members", "reload", "spool", "lease"])
+def test_what_is_null_in_the_configuration_is_not_said(null: Object, render: Render, tmp_path: Path) -> None:
+    for values in (HUB, HUB | {"http": {"port": 9100}, "startupTimeoutSeconds": 60}):
+        objects = render(merged(values, {"config": {"keytide": null}}))
+        assert check(find(objects, "ConfigMap.data")["keytide.yaml"], environment_of(find(objects, CONTAINER)), tmp_path).rstrip().endswith("\nvalid")
+        assert [o for o in objects if o["kind"] != "ConfigMap"] == [o for o in render(values) if o["kind"] != "ConfigMap"]
+    with pytest.raises(Refused) as refusal:
+        render({"mode": "hub", "config": {"keytide": None}})
+    assert "has no kubernetes_secret" in str(refusal.value)
+    assert render({"mode": "sidecar", "config": {"keytide": None}, "http": {"port": 9100}})
+
+
+def test_a_volume_of_ones_own_is_as_good_for_the_spool(render: Render) -> None:
+    own = {"extraVolumes": [{"name": "s", "emptyDir": {}}], "extraVolumeMounts": [{"name": "s", "mountPath": "/run/keytide/spool"}]}
+    assert render(merged(SIDECAR, {"config": {"keytide": SPOOL}}, own))
+    assert render(merged(SIDECAR, {"config": {"keytide": {"spool": {"directory": "/data/in"}}}}))
+
+
+def test_no_label_is_there_twice_and_the_charts_own_win(template: Callable[..., str]) -> None:
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            assert len(keys) == len(set(keys)), f"{sorted(k for k in keys if keys.count(k) > 1)} twice in line {node.start_mark.line}"
+            return super().construct_mapping(node, deep)
+
+    labels = {name: "mine" for name in ("helm.sh/chart", "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component", "keytide.dev/inject")}
+    annotations = {"kubectl.kubernetes.io/default-container": "mine"}
+    for values in (HUB | {"podMonitor": {"enabled": True, "additionalLabels": labels | {"team": "edge"}}}, INJECTION):
+        text = template(values | {"commonLabels": labels | {"team": "core"}, "podLabels": labels | {"team": "edge"}, "podAnnotations": annotations})
+        objects = [o for o in yaml.load_all(text, Strict) if o]
+        assert {o["metadata"]["labels"]["app.kubernetes.io/name"] for o in objects} == {"keytide"}
+        assert {o["metadata"]["labels"]["team"] for o in objects if o["kind"] != "PodMonitor"} == {"core"}
+        if values["mode"] == "hub":
+            pod = find(objects, "Deployment.spec.template.metadata")
+            assert find(objects, "Deployment.spec.selector.matchLabels").items() <= pod["labels"].items()
+            assert pod["labels"]["team"] == find(objects, "PodMonitor.metadata.labels.team") == "edge"
+            assert pod["annotations"]["kubectl.kubernetes.io/default-container"] == "mine"
+        else:
+            assert one(objects, "Pod")["metadata"]["labels"]["keytide.dev/inject"] == "true"
+
+
+def test_a_release_scrapes_what_is_its_own(render: Render) -> None:
+    monitor = lambda values: find(render(values | {"podMonitor": {"enabled": True}}, "--namespace", "here"), "PodMonitor.spec.namespaceSelector")  # noqa: E731
+    assert monitor(INJECTION) == {"any": True}
+    assert monitor(SIDECAR) == monitor(HUB) == {"matchNames": ["here"]}
+
+
+def test_annotations_for_injection_change_no_test_of_another_mode(render: Render) -> None:
+    annotations = {"test": {"annotations": {"keytide.dev/primary-secret": "x"}}}
+    assert render({"mode": "sidecar"} | annotations) == render({"mode": "sidecar"})
 
 
 # === The Role
@@ -343,9 +399,22 @@ IMPOSSIBLE: list[tuple[str, Object, str]] = [
     ("two configurations", merged(SIDECAR, {"existingConfigMap": "x"}), "are both set"),
     ("a configuration for everybody", {"config": SIDECAR["config"]}, "are for the modes sidecar and hub"),
     ("two ports", merged(HUB, nested("config.keytide.http.listen", "[::]:9100")), "set http.port to the same port"),
-    ("an odd duration", merged(HUB, nested("config.keytide.refresh.startup_timeout", "PT5M")), "whole hours, minutes and seconds"),
+    ("an odd duration", merged(HUB, nested("config.keytide.refresh.startup_timeout", "PT5M")), "reads hours, minutes, seconds and milliseconds"),
     ("variables of a file that is not written", merged(SIDECAR, nested("sidecar.env", ["A", "B"])), "format: kubernetes, keys: [A, B]}"),
     ("a spool that is not read", merged(SIDECAR, nested("sidecar.spool", True)), "spool: {directory: /run/keytide/spool/in}"),
+    ("a spool without a volume", merged(SIDECAR, {"config": {"keytide": SPOOL}}), "set sidecar.spool to true"),
+    ("a spool of nobody", merged(HUB, {"config": {"keytide": {"spool": {"plain_files": True}}}}), "or take mode sidecar"),
+    ("a Service that there is not", INJECTION | {"serviceMonitor": {"enabled": True}}, "enable podMonitor"),
+    ("a fence around others' pods", SIDECAR | {"networkPolicy": {"enabled": True}}, "which is yours"),
+    ("a hub elsewhere", merged(MONITORED, {"podMonitor": {"namespaceSelector": {"any": True}}}), "the hub's pods are in the hub's namespace"),
+    ("variables for everybody", INJECTION | {"sidecar": {"env": ["A"]}}, "keytide.dev/env"),
+    ("a spool for everybody", INJECTION | {"sidecar": {"spool": True}}, "keytide.dev/spool"),
+    ("isolation for everybody", INJECTION | {"sidecar": {"isolateCredentials": True}}, "keytide.dev/isolate-credentials"),
+    ("containers of everybody", INJECTION | {"sidecar": {"containers": ["a"]}}, "keytide.dev/containers"),
+    ("a startup probe that must succeed twice", {"startupProbe": {"successThreshold": 2}}, "startupProbe/successThreshold"),
+    ("a liveness probe that must succeed twice", {"livenessProbe": {"successThreshold": 2}}, "livenessProbe/successThreshold"),
+    ("a readiness probe that ends a container", {"readinessProbe": {"terminationGracePeriodSeconds": 9}}, "terminationGracePeriodSeconds"),
+    ("a budget of nothing", merged(HUB, {"podDisruptionBudget": {"maxUnavailable": ""}}), "neither minAvailable nor maxUnavailable"),
     ("the hub's rights for everybody", merged(HUB, nested("serviceAccount.create", False)), "name one"),
     ("a test that no pod could pass", {"test": {"annotations": {"keytide.dev/primary-secret": "x"}}}, "set aws.region"),
     ("two scrapes", merged(MONITORED, SCRAPED), "scraped twice"),

@@ -21,7 +21,7 @@
 {{- default .Release.Namespace .Values.namespaceOverride }}
 {{- end }}
 
-{{/* Name and namespace of objects of the whole cluster, which several releases may have. */}}
+{{/* Name of objects of the whole cluster. Releases of one name in two namespaces collide, which Helm refuses: fullnameOverride tells them apart. */}}
 {{- define "keytide.clusterName" -}}
 {{- $name := include "keytide.fullname" . }}
 {{- if hasPrefix "keytide" $name }}{{ $name }}{{ else }}keytide-{{ $name }}{{ end }}
@@ -43,7 +43,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ include "keytide.instanceLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
+{{- end }}
+
+{{/* And those of the values, which change none of the chart's: "context", "own" (as a map), "labels". */}}
+{{- define "keytide.allLabels" -}}
+{{- include "keytide.labels" .context }}
+{{- $own := default (dict) .own }}
+{{- with $own }}
+{{ toYaml . }}
+{{- end }}
+{{- $more := merge (dict) (default (dict) .labels) .context.Values.commonLabels }}
+{{- range $name, $_ := merge (include "keytide.labels" .context | fromYaml) $own (dict "app.kubernetes.io/component" "hub") }}
+{{- $more = omit $more $name }}
+{{- end }}
+{{- with $more }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -55,10 +68,7 @@ name: {{ default (include "keytide.fullname" .context) .name }}
 namespace: {{ default (include "keytide.namespace" .context) .namespace }}
 {{- end }}
 labels:
-  {{- include "keytide.labels" .context | nindent 2 }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- include "keytide.allLabels" . | nindent 2 }}
 {{- with merge (dict) (default (dict) .annotations) .context.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -83,13 +93,39 @@ annotations:
 {{- default (include "keytide.fullname" .) .Values.existingConfigMap }}
 {{- end }}
 
+{{/* `config` for reading, as JSON: without what is null, which is as if it were not said. */}}
+{{- define "keytide.config" -}}
+{{- include "keytide.withoutNulls" .Values.config }}
+{{- end }}
+
+{{- define "keytide.withoutNulls" -}}
+{{- if kindIs "map" . }}
+{{- $members := list }}
+{{- range $key, $value := . }}
+{{- if ne $value nil }}
+{{- $members = append $members (printf "%s: %s" (toJson $key) (include "keytide.withoutNulls" $value)) }}
+{{- end }}
+{{- end }}
+{{- printf "{%s}" (join ", " $members) }}
+{{- else if kindIs "slice" . }}
+{{- $members := list }}
+{{- range without . nil }}
+{{- $members = append $members (include "keytide.withoutNulls" .) }}
+{{- end }}
+{{- printf "[%s]" (join ", " $members) }}
+{{- else }}
+{{- toJson . }}
+{{- end }}
+{{- end }}
+
 {{/* The configuration file that the chart's values are. */}}
 {{- define "keytide.configuration" -}}
 {{- if and .Values.config .Values.existingConfigMap }}
 {{- fail "config and existingConfigMap are both set: the configuration is in the values, or in a ConfigMap of yours" }}
 {{- end }}
 {{- $config := deepCopy .Values.config }}
-{{- $listen := dig "keytide" "http" "listen" "" $config }}
+{{- $said := include "keytide.config" . | fromJson }}
+{{- $listen := dig "keytide" "http" "listen" "" $said }}
 {{- $port := int .Values.http.port }}
 {{- if and $config (not $listen) (ne $port 19847) }}
 {{- $config = mergeOverwrite $config (dict "keytide" (dict "http" (dict "listen" (printf "[::]:%d" $port)))) }}
@@ -97,24 +133,24 @@ annotations:
 {{- fail (printf "config.keytide.http.listen is %s, and the probes ask port %d: set http.port to the same port" $listen $port) }}
 {{- end }}
 {{- $startup := int .Values.startupTimeoutSeconds }}
-{{- if and $config (not (dig "keytide" "refresh" "startup_timeout" "" $config)) (ne $startup 300) }}
+{{- if and $config (not (dig "keytide" "refresh" "startup_timeout" "" $said)) (ne $startup 300) }}
 {{- $config = mergeOverwrite $config (dict "keytide" (dict "refresh" (dict "startup_timeout" (printf "%ds" $startup)))) }}
 {{- end }}
 {{- toYaml $config }}
 {{- end }}
 
-{{/* Seconds of a duration such as 5m or 1h 30m. */}}
+{{/* Seconds of a duration such as 5m, 1h 30m or 1500ms, rounded up. */}}
 {{- define "keytide.seconds" -}}
-{{- $units := dict "s" 1 "m" 60 "h" 3600 }}
+{{- $units := dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 }}
 {{- $text := . | toString | replace " " "" }}
-{{- if not (regexMatch "^([0-9]+[smh])+$" $text) }}
-{{- fail (printf "config.keytide.refresh.startup_timeout is %q: the chart reads whole hours, minutes and seconds, such as 5m or 1h30m" $text) }}
+{{- if not (regexMatch "^([0-9]+([.][0-9]+)?(ms|s|m|h))+$" $text) }}
+{{- fail (printf "config.keytide.refresh.startup_timeout is %q: the chart reads hours, minutes, seconds and milliseconds, such as 5m or 1h30m" $text) }}
 {{- end }}
-{{- $seconds := 0 }}
-{{- range regexFindAll "[0-9]+[smh]" $text -1 }}
-{{- $seconds = add $seconds (mul (regexFind "[0-9]+" .) (get $units (regexFind "[smh]" .))) }}
+{{- $seconds := 0.0 }}
+{{- range regexFindAll "[0-9.]+[a-z]+" $text -1 }}
+{{- $seconds = addf $seconds (mulf (regexFind "[0-9.]+" .) (get $units (regexFind "[a-z]+" .))) }}
 {{- end }}
-{{- $seconds }}
+{{- ceil $seconds | int64 }}
 {{- end }}
 
 {{/* Whether the cluster has the API. Without a cluster (`helm template`), Helm knows no kinds: then what the version has by default. */}}
@@ -127,6 +163,7 @@ annotations:
 {{/* Values that cannot be meant, found before anything is installed. */}}
 {{- define "keytide.validate" -}}
 {{- $values := .Values }}
+{{- $config := include "keytide.config" . | fromJson }}
 {{- if and (eq $values.mode "injection") (not (include "keytide.canInject" .)) }}
 {{- fail "mode injection needs MutatingAdmissionPolicy (admissionregistration.k8s.io/v1), which this cluster does not have: Kubernetes has it from 1.36 on. Install with --set mode=sidecar instead: it prints a snippet for your pods, and does the same on every cluster with native sidecars (1.29)" }}
 {{- end }}
@@ -139,7 +176,7 @@ annotations:
 {{- if and (eq $values.mode "injection") (or $values.config $values.existingConfigMap) }}
 {{- fail "mode injection takes the configuration from the pods' annotations: config and existingConfigMap are for the modes sidecar and hub" }}
 {{- end }}
-{{- if and (eq $values.mode "hub") $values.config (not (dig "keytide" "outputs" (list) $values.config | toJson | contains "\"kubernetes_secret\"")) }}
+{{- if and (eq $values.mode "hub") $values.config (not (dig "keytide" "outputs" (list) $config | toJson | contains "\"kubernetes_secret\"")) }}
 {{- fail "mode hub writes Kubernetes Secrets: config.keytide.outputs has no kubernetes_secret" }}
 {{- end }}
 {{- if and (eq $values.mode "hub") $values.existingConfigMap $values.rbac.create (not $values.rbac.rules) }}
@@ -151,7 +188,7 @@ annotations:
 {{- end }}
 {{- if $values.config }}
 {{- $written := list }}
-{{- range dig "keytide" "outputs" (list) $values.config }}
+{{- range dig "keytide" "outputs" (list) $config }}
 {{- with .env_file }}
 {{- if and (eq (toString .path) "/run/keytide/env/kubernetes.env") (eq (toString .format) "kubernetes") }}
 {{- $written = append $written . }}
@@ -163,8 +200,42 @@ annotations:
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if and (eq $values.mode "sidecar") $values.sidecar.spool $values.config (not (dig "keytide" "spool" (dict) $values.config)) }}
+{{- if and (eq $values.mode "sidecar") $values.sidecar.spool $values.config (not (dig "keytide" "spool" (dict) $config)) }}
 {{- fail "sidecar.spool is a directory that keytide does not read: add to config.keytide\nspool: {directory: /run/keytide/spool/in}\nand virtual_keys, or set sidecar.spool to false" }}
+{{- end }}
+{{- $spool := dig "keytide" "spool" "directory" "/run/keytide/spool/in" $config }}
+{{- if and (hasKey (dig "keytide" (dict) $config) "spool") (hasPrefix "/run/keytide/spool/" $spool) (not (and (eq $values.mode "sidecar") $values.sidecar.spool)) }}
+{{- $mounted := "" }}
+{{- range $values.extraVolumeMounts }}
+{{- if hasPrefix (printf "%s/" .mountPath) $spool }}{{ $mounted = "yes" }}{{ end }}
+{{- end }}
+{{- if not $mounted }}
+{{- fail (printf "config.keytide.spool is %s, and the pod has no volume there: %s" $spool (ternary "set sidecar.spool to true" "give it one with extraVolumes and extraVolumeMounts, or take mode sidecar, where applications share it" (eq $values.mode "sidecar"))) }}
+{{- end }}
+{{- end }}
+{{- if and (ne $values.mode "hub") $values.serviceMonitor.enabled }}
+{{- fail (printf "serviceMonitor.enabled is for mode hub, since mode %s has no Service: enable podMonitor" $values.mode) }}
+{{- end }}
+{{- if and (ne $values.mode "hub") $values.networkPolicy.enabled }}
+{{- fail (printf "networkPolicy.enabled is for mode hub: in mode %s keytide shares its pod's policy, which is yours" $values.mode) }}
+{{- end }}
+{{- if and (eq $values.mode "hub") $values.podMonitor.enabled $values.podMonitor.namespaceSelector }}
+{{- fail "podMonitor.namespaceSelector is for the modes injection and sidecar: the hub's pods are in the hub's namespace" }}
+{{- end }}
+{{- if eq $values.mode "injection" }}
+{{- range $name, $annotation := dict "env" "env" "spool" "spool" "isolateCredentials" "isolate-credentials" }}
+{{- if get $values.sidecar $name }}
+{{- fail (printf "sidecar.%s is for mode sidecar: with injection each pod says it, by the annotation keytide.dev/%s" $name $annotation) }}
+{{- end }}
+{{- end }}
+{{- if ne (toJson $values.sidecar.containers) "[\"app\"]" }}
+{{- fail "sidecar.containers is for mode sidecar: with injection each pod says it, by the annotation keytide.dev/containers" }}
+{{- end }}
+{{- end }}
+{{- with $values.podDisruptionBudget }}
+{{- if and .enabled (eq (toString .minAvailable) "") (eq (toString .maxUnavailable) "") }}
+{{- fail "podDisruptionBudget has neither minAvailable nor maxUnavailable: give it one of them, or set podDisruptionBudget.enabled to false" }}
+{{- end }}
 {{- end }}
 {{- if and (eq $values.mode "hub") (not $values.serviceAccount.create) (not $values.serviceAccount.name) }}
 {{- fail "serviceAccount.create is false and serviceAccount.name is empty: the hub's rights would be those of every pod of the namespace without a service account of its own; name one" }}

@@ -5,7 +5,7 @@
 {{- else }}
 {{- $made := list }}{{ $filled := list }}{{ $events := list }}
 {{- $leases := include "keytide.leases" . | fromYamlArray }}
-{{- range dig "keytide" "outputs" (list) .Values.config }}
+{{- range dig "keytide" "outputs" (list) (include "keytide.config" . | fromJson) }}
 {{- with .kubernetes_secret }}
 {{- if eq (get . "create" | toString) "false" }}
 {{- $filled = append $filled .name }}
@@ -19,7 +19,7 @@
 {{- end }}
 {{- end }}
 {{- $workloads := dict "daemonsets" list "deployments" list "statefulsets" list }}
-{{- range dig "keytide" "reload" (list) .Values.config }}
+{{- range dig "keytide" "reload" (list) (include "keytide.config" . | fromJson) }}
 {{- with .rollout }}
 {{- $rollout := . }}
 {{- range $kind := list "daemonset" "deployment" "statefulset" }}
@@ -49,7 +49,7 @@
 {{/* The names of the hub's Leases, as a list: those of `config`. */}}
 {{- define "keytide.leases" -}}
 {{- $leases := list }}
-{{- range dig "keytide" "outputs" (list) .Values.config }}
+{{- range dig "keytide" "outputs" (list) (include "keytide.config" . | fromJson) }}
 {{- with .kubernetes_secret }}
 {{- $leases = append $leases (default (printf "keytide-%s" .name) .lease) }}
 {{- end }}

@@ -208,7 +208,7 @@ volumeMounts:
 
 {{/* How long the first refresh may take. */}}
 {{- define "keytide.startupSeconds" -}}
-{{- $configured := dig "keytide" "refresh" "startup_timeout" "" .Values.config }}
+{{- $configured := dig "keytide" "refresh" "startup_timeout" "" (include "keytide.config" . | fromJson) }}
 {{- if $configured }}{{ include "keytide.seconds" $configured }}{{ else }}{{ .Values.startupTimeoutSeconds }}{{ end }}
 {{- end }}
 
