@@ -15,8 +15,8 @@ use crate::{
     namespace::Namespace,
 };
 
-/// `helm package`, for one test, whose files are in a folder of this name. Without a version it is the chart's own; with one, a chart
-/// of before it.
+/// `helm package`, for one test, whose files are in a folder of this name. Without a version it is the chart's own; with
+/// one, a chart of before it.
 #[track_caller]
 pub(crate) fn package(test: &str, version: Option<&str>) -> String {
     let directory = folder(test);
@@ -49,8 +49,8 @@ fn older(chart: &str, directory: &Path) -> String {
     older.to_str().unwrap().to_owned()
 }
 
-/// What the packaged chart makes of these values by these templates, without a cluster, as `helm template` prints it. In the
-/// namespace where it is applied.
+/// What the packaged chart makes of these values by these templates, without a cluster, as `helm template` prints it. In
+/// the namespace where it is applied.
 #[track_caller]
 pub(crate) fn template(release: &str, values: &Value, templates: &[&str]) -> Vec<Value> {
     static CHART: OnceLock<String> = OnceLock::new();

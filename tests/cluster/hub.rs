@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     aws::Aws,
     cluster::{run, success},
+    helm::{self, DROPPED, helm},
     namespace::Namespace,
     sidecar::{Sidecar, application},
     wait::until,
@@ -39,7 +40,7 @@ fn deployment(name: &str, spec: &Value) -> Value {
 }
 
 #[test]
-fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application() {
+fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application_before_and_after_an_upgrade() {
     let namespace = Namespace::new("hub");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
     // It waits for the Secret that it names.
@@ -53,7 +54,12 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application() {
         "reload": [{"rollout": {"deployment": "app", "splay": "0s", "min_interval": "1s"}}],
     }));
     grant(&namespace, "keytide", &hub.file());
-    hub.start_hub(&namespace, "hub", "keytide");
+    let mut values = hub.values("hub");
+    values["serviceAccount"] = json!({"create": false, "name": "keytide"});
+    values["rbac"] = json!({"create": false});
+    let values = helm::values("hub-upgrade", &values);
+    let before = helm::package("hub-upgrade", Some("0.0.1"));
+    helm(&["install", "hub", &before, "--namespace", namespace.name(), "--values", &values]);
     namespace.kubectl(&["rollout", "status", "deployment/hub-keytide", "--timeout", "120s"]);
     until("the Secret", || namespace.get("secret/keys").is_some());
     namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
@@ -68,6 +74,19 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application() {
     };
     until("a pod with the rotated key", || one_reads("reads rotated\n"));
     namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
-    let revisions = namespace.kubectl(&["get", "replicasets", "--selector", "app=app", "--output", "name"]);
-    assert_eq!(revisions.lines().count(), 2, "one restart for one change: {revisions}");
+    let revisions = || {
+        let names = namespace.kubectl(&["get", "replicasets", "--selector", "app=app", "--output", "name"]);
+        names.lines().count()
+    };
+    assert_eq!(revisions(), 2, "one restart for one change");
+    namespace.assert_within_limits();
+
+    assert!(namespace.get(DROPPED).is_some());
+    let chart = helm::package("hub-upgrade", None);
+    helm(&["upgrade", "hub", &chart, "--namespace", namespace.name(), "--values", &values]);
+    namespace.kubectl(&["rollout", "status", "deployment/hub-keytide", "--timeout", "120s"]);
+    assert!(namespace.get(DROPPED).is_none());
+    aws.put("app", &json!({"API_KEY": "again"}));
+    until("a pod with the key from after the upgrade", || one_reads("reads again\n"));
+    assert_eq!(revisions(), 3, "an upgrade restarts no application");
 }

@@ -16,8 +16,8 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// What a process and its control group use.
 pub(crate) struct Usage {
-    /// What they hold now, and the most that they ever held, in KiB: the larger of the two, since pages of the program itself are
-    /// counted where they were read first, and files in memory are not the process's.
+    /// What they hold now, and the most that they ever held, in KiB: the larger of the two, since pages of the program
+    /// itself are counted where they were read first, and files in memory are not the process's.
     now: u64,
     peak: u64,
     /// The time of processors that they took in their life.
@@ -66,7 +66,9 @@ impl Usage {
             self.life.as_secs_f64(),
             CPU * 1000.0
         );
-        eprintln!("    {said}");
+        if self.life >= LONG {
+            eprintln!("    {said}");
+        }
         assert!(self.now <= REQUEST && self.peak <= LIMIT, "{said}");
         assert!(self.life < LONG || share <= CPU, "{said}");
     }
@@ -88,7 +90,7 @@ fn number(file: &Path) -> Option<u64> {
 /// How long ago a process started.
 fn life(process: &str) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // Behind the program's name, which may have anything in it. The unit is a hundredth of a second on every Linux of today.
+    // Behind the program's name, which may have anything in it. The unit is a hundredth of a second on every Linux.
     let started: f64 = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
     let up: f64 = fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.parse().ok()?;
     Duration::try_from_secs_f64(up - started / 100.0).ok()

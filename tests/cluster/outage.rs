@@ -70,32 +70,37 @@ fn a_spool_that_is_full_loses_nothing_that_was_accepted_and_takes_more_once_ther
     sidecar.values["volumes"]["spool"]["sizeLimit"] = json!("64Ki");
     sidecar.start(&namespace, "app", &application("sleep 600"));
     namespace.until_ready("app");
+    let drop = |i: u32| {
+        let entry = json!({"op": "create", "alias": format!("k{i}"), "value": format!("sk-{i}")});
+        format!("echo '{entry}' >.new && mv .new 0000000170000000000{i}-app-{i}.json")
+    };
     let shell = |script: &str| {
-        let script = format!("cd /run/keytide/spool/in && umask 022 && {script}");
+        let script = format!("cd /run/keytide/spool/in; umask 022; {script}");
         namespace.run_in("app", "app", &["sh", "-c", &script])
     };
-    let dropped = |i: u32| {
-        let entry = json!({"op": "create", "alias": format!("k{i}"), "value": format!("sk-{i}")});
-        shell(&format!("echo '{entry}' >.new && mv .new 0000000170000000000{i}-app-{i}.json"))
-    };
     let stored = |i: u32| aws.get(&format!("vk/k{i}")).is_some_and(|value| value == format!("sk-{i}"));
-    aws.down(10);
-    for i in 1..=4 {
-        let ran = dropped(i);
-        assert!(ran.success, "{ran:?}");
-    }
-    let filled = shell("cat /dev/zero >.filler");
-    assert!(filled.stderr.contains("No space left on device"), "{filled:?}");
-    let refused = dropped(5);
-    assert!(!refused.success && refused.stderr.contains("No space left on device"), "{refused:?}");
+    aws.down(12);
+    // In one go, before AWS is back. What is wrong with the first entry finds no room either.
+    let accepted = (1..=4).map(drop).collect::<Vec<_>>().join(" && ");
+    let ran = shell(&format!(
+        "echo wrong >.wrong && {accepted} && echo accepted; cat /dev/zero >.filler; {} || echo refused; \
+         mv .wrong 00000001700000000000-app-0.json",
+        drop(5)
+    ));
+    assert_eq!(ran.stdout, "accepted\nrefused\n", "{ran:?}");
+    assert_eq!(ran.stderr.matches("No space left on device").count(), 2, "{ran:?}");
     assert!(aws.is_down(), "the volume was full before AWS came back");
     until("AWS", || !aws.is_down());
     until("what was accepted", || (1..=4).all(stored));
     assert!(!stored(5));
     // The room of those that are stored.
-    let taken = dropped(5);
+    let taken = shell(&drop(5));
     assert!(taken.success, "{taken:?}");
     until("what came after", || stored(5));
+    let log = namespace.log("app", "keytide");
+    assert!(log.contains("the reason of a failed entry could not be kept: "), "{log}");
+    let list = namespace.exec("app", "keytide", &["/keytide", "spool", "list"]);
+    assert!(list.contains("00000001700000000000-app-0.json"), "the entry itself is: {list}");
     assert_eq!(namespace.container("app", "keytide")["restartCount"], 0);
 }
 
@@ -123,7 +128,7 @@ fn last_good_values_that_cannot_be_written_are_told_keys_move_on_and_they_are_ke
     until("the next key", || read() == "API_KEY='three'\n");
     assert_eq!(namespace.container("app", "keytide")["restartCount"], 0);
     // They are kept again: a keytide that cannot read AWS goes on with them.
-    aws.down(30);
+    aws.down(60);
     run_on_node("kill", &["-KILL", &process]);
     let back = || {
         let keytide = namespace.container("app", "keytide");

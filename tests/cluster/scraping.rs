@@ -150,7 +150,8 @@ fn rules() -> Value {
     json!({"groups": groups})
 }
 
-/// Every duration of a rule, and every number from 300 on, which are seconds in all of them: the others are counts and shares.
+/// Every duration of a rule, and every number from 300 on, which are seconds in all of them: the others are counts and
+/// shares.
 fn faster(text: &str) -> String {
     let mut faster = String::new();
     let mut rest = text;

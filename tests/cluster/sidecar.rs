@@ -145,15 +145,6 @@ impl Sidecar {
     pub(crate) fn start_as(&self, namespace: &Namespace, name: &str, workload: &Value) {
         namespace.apply(&[self.config_map(name), self.patched(name, workload)]);
     }
-
-    /// Not in a pod of an application's: the chart's hub, as this service account, whose rights are not the chart's.
-    #[track_caller]
-    pub(crate) fn start_hub(&self, namespace: &Namespace, name: &str, account: &str) {
-        let mut values = self.values("hub");
-        values["serviceAccount"] = json!({"create": false, "name": account});
-        values["rbac"] = json!({"create": false});
-        namespace.apply(&helm::template(name, &values, &["templates/configmap.yaml", "templates/deployment.yaml"]));
-    }
 }
 
 pub(crate) fn pod(name: &str, spec: &Value) -> Value {
