@@ -373,6 +373,21 @@ def test_what_is_missing_or_given_twice_refuses_the_pod_and_says_so(policies: Po
     assert nowhere.refusal(pod({"keytide.dev/config": "x"})) == ""
 
 
+def test_a_pod_with_a_spool_has_ten_seconds_to_end(policies: Policies, cluster: Cluster) -> None:
+    spooled = SECRET | {"keytide.dev/spool": "true"}
+    for seconds in (0, 1, 9):
+        assert "set terminationGracePeriodSeconds to 10 or more" in policies.refusal(pod(spooled, terminationGracePeriodSeconds=seconds)), seconds
+        assert policies.refusal(pod(SECRET, terminationGracePeriodSeconds=seconds)) == "", seconds
+    for enough in ({"terminationGracePeriodSeconds": 10}, {}):
+        assert mounts(policies.create(pod(spooled, **enough))["spec"]["containers"][0])["/run/keytide/spool"] == "keytide-spool"
+    template = pod(spooled, terminationGracePeriodSeconds=5)
+    template["metadata"] = {"labels": template["metadata"]["labels"] | {"app": "short"}, "annotations": template["metadata"]["annotations"]}
+    workload = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "short"},
+                "spec": {"selector": {"matchLabels": {"app": "short"}}, "template": template}}
+    create = ("create", "--dry-run=server", "--namespace", policies.namespace, "--filename", "-")
+    until(lambda: "terminationGracePeriodSeconds to 10" in cluster.kubectl(*create, text=yaml.safe_dump(workload))[1], "whoever applies it is warned")
+
+
 def test_the_names_that_the_policy_refuses_are_those_that_keytide_does_not_export(policies: Policies, tmp_path: Path) -> None:
     source = (ROOT / "src/domain/names.rs").read_text().split("pub fn is_reserved", 1)[1]
     exact, prefixes = (re.findall(r'"(\w+)"', source.split(f"const {name}", 1)[1].split("];", 1)[0]) for name in ("EXACT", "PREFIX"))

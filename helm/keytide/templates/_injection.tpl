@@ -60,6 +60,8 @@ resourceRules:
     ? int(variables.said['keytide.dev/run-as-user']) : {{ int64 $values.securityContext.runAsUser }}
 - name: spool
   expression: variables.said[?'keytide.dev/spool'].orValue('') == 'true'
+- name: grace
+  expression: {{ .pod }}.spec.?terminationGracePeriodSeconds.orValue(30)
 - name: own
   expression: {{ .pod }}.spec.containers
 - name: volumes
@@ -117,6 +119,8 @@ n.matches('(?i)^(({{ join "|" $exact }})|({{ join "|" $prefixes }}).*|.*_PROXY)$
   message: "keytide.dev/isolate-credentials: expected true or false, in quotation marks"
 - expression: variables.said[?'keytide.dev/spool'].orValue('true') in ['true', 'false']
   message: "keytide.dev/spool: expected true or false, in quotation marks"
+- expression: "!variables.spool || variables.grace >= 10"
+  message: "keytide.dev/spool: expected a pod that has ten seconds to end, since keytide stores then what is left: set terminationGracePeriodSeconds to 10 or more"
 - expression: "!variables.volumes.exists(v, v.name.startsWith('keytide-'))"
   message: "the pod has a volume of its own whose name begins with keytide-: give it another name"
 # Nothing is injected into such a pod, and so the API server itself refuses it: it has no such volume.
