@@ -770,7 +770,12 @@ impl Pull {
     }
 
     fn stopped(&self, progress: &Progress) -> Ended {
-        if self.has_started(progress) { Ended::Stopped } else { Ended::Unfinished(self.missing(progress)) }
+        match self.health.startup() {
+            Verdict::Yes => Ended::Stopped,
+            Verdict::No(why) => {
+                Ended::Unfinished(Some(self.missing(progress)).filter(|text| !text.is_empty()).unwrap_or(why))
+            }
+        }
     }
 
     fn too_late(&self, progress: &Progress) -> StartError {

@@ -519,6 +519,16 @@ def test_helm_waits_only_where_something_can_be_injected(
     assert "Job" not in [o["kind"] for o in render(values | {"injection": values.get("injection", {}) | {"wait": False}}, "--namespace", namespace)]
 
 
+@pytest.mark.parametrize("name", ["a" * 49, "a" * 53, "v1.2"])
+def test_what_helm_waits_for_is_a_host_as_well(name: str, cluster: Cluster, render: Callable[..., list[Object]]) -> None:
+    namespace = cluster.namespace(RESTRICTED)
+    job = one(render({"commonLabels": {"team": "core"}, "commonAnnotations": {"a": "b"}}, "--namespace", namespace, name=name), "Job")
+    status, answer = cluster.ask("POST", f"/apis/batch/v1/namespaces/{namespace}/jobs?dryRun=All", job)
+    assert status == 201, answer
+    made = job["spec"]["template"]["metadata"]
+    assert made["labels"]["team"] == "core" and made["annotations"]["a"] == "b", "what a cluster asks of its pods"
+
+
 @pytest.mark.parametrize(("term", "labels", "waits"), [
     ({"operator": "In", "values": ["core", "edge"]}, {"team": "edge"}, True), ({"operator": "In", "values": ["core"]}, {"team": "edge"}, False),
     ({"operator": "In", "values": ["core"]}, {}, False), ({"operator": "NotIn", "values": ["core"]}, {}, True),

@@ -296,8 +296,17 @@ def test_what_is_null_in_the_configuration_is_not_said(null: Object, render: Ren
     assert render({"mode": "sidecar", "config": {"keytide": None}, "http": {"port": 9100}})
 
 
-def test_a_volume_of_ones_own_is_as_good_for_the_spool(render: Render) -> None:
-    own = {"extraVolumes": [{"name": "s", "emptyDir": {}}], "extraVolumeMounts": [{"name": "s", "mountPath": "/run/keytide/spool"}]}
+@pytest.mark.parametrize("taken", [
+    "commonLabels", "commonAnnotations", "podLabels", "podAnnotations", "test.annotations", "networkPolicy", "serviceMonitor", "podDisruptionBudget.minAvailable",
+])
+@pytest.mark.parametrize("values", [INJECTION, SIDECAR, HUB], ids=["injection", "sidecar", "hub"])
+def test_a_value_that_is_taken_away_is_as_one_that_is_empty(values: Object, taken: str, render: Render) -> None:
+    assert render(merged(values, nested(taken, None))) == render(values)
+
+
+@pytest.mark.parametrize("path", ["/run/keytide/spool", "/run/keytide/spool/", "/run/keytide/spool/in"])
+def test_a_volume_of_ones_own_is_as_good_for_the_spool(path: str, render: Render) -> None:
+    own = {"extraVolumes": [{"name": "s", "emptyDir": {}}], "extraVolumeMounts": [{"name": "s", "mountPath": path}]}
     assert render(merged(SIDECAR, {"config": {"keytide": SPOOL}}, own))
     assert render(merged(SIDECAR, {"config": {"keytide": {"spool": {"directory": "/data/in"}}}}))
 

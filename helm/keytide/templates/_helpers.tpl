@@ -28,8 +28,8 @@
 {{- end }}
 
 {{- define "keytide.instanceLabels" -}}
-app.kubernetes.io/name: {{ include "keytide.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "keytide.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Those of the hub's pods, which the pod of `helm test` does not have. */}}
@@ -52,7 +52,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with $own }}
 {{ toYaml . }}
 {{- end }}
-{{- $more := merge (dict) (default (dict) .labels) .context.Values.commonLabels }}
+{{- $more := merge (dict) (default (dict) .labels) (default (dict) .context.Values.commonLabels) }}
 {{- range $name, $_ := merge (include "keytide.labels" .context | fromYaml) $own (dict "app.kubernetes.io/component" "hub") }}
 {{- $more = omit $more $name }}
 {{- end }}
@@ -69,7 +69,7 @@ namespace: {{ default (include "keytide.namespace" .context) .namespace }}
 {{- end }}
 labels:
   {{- include "keytide.allLabels" . | nindent 2 }}
-{{- with merge (dict) (default (dict) .annotations) .context.Values.commonAnnotations }}
+{{- with merge (dict) (default (dict) .annotations) (default (dict) .context.Values.commonAnnotations) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -116,6 +116,11 @@ annotations:
 {{- else }}
 {{- toJson . }}
 {{- end }}
+{{- end }}
+
+{{/* Whether a value is there, be it 0. */}}
+{{- define "keytide.said" -}}
+{{- if not (or (kindIs "invalid" .) (eq (toString .) "")) }}yes{{ end }}
 {{- end }}
 
 {{/* The configuration file that the chart's values are. */}}
@@ -167,7 +172,7 @@ annotations:
 {{- if and (eq $values.mode "injection") (not (include "keytide.canInject" .)) }}
 {{- fail "mode injection needs MutatingAdmissionPolicy (admissionregistration.k8s.io/v1), which this cluster does not have: Kubernetes has it from 1.36 on. Install with --set mode=sidecar instead: it prints a snippet for your pods, and does the same on every cluster with native sidecars (1.29)" }}
 {{- end }}
-{{- if and (eq $values.mode "injection") (hasKey $values.test.annotations "keytide.dev/primary-secret") (not $values.aws.region) }}
+{{- if and (eq $values.mode "injection") (hasKey (default (dict) $values.test.annotations) "keytide.dev/primary-secret") (not $values.aws.region) }}
 {{- fail "test.annotations has keytide.dev/primary-secret, which needs a region: set aws.region" }}
 {{- end }}
 {{- if and (eq $values.mode "hub") (not $values.config) (not $values.existingConfigMap) }}
@@ -207,16 +212,16 @@ annotations:
 {{- if and (hasKey (dig "keytide" (dict) $config) "spool") (hasPrefix "/run/keytide/spool/" $spool) (not (and (eq $values.mode "sidecar") $values.sidecar.spool)) }}
 {{- $mounted := "" }}
 {{- range $values.extraVolumeMounts }}
-{{- if hasPrefix (printf "%s/" .mountPath) $spool }}{{ $mounted = "yes" }}{{ end }}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $spool) }}{{ $mounted = "yes" }}{{ end }}
 {{- end }}
 {{- if not $mounted }}
 {{- fail (printf "config.keytide.spool is %s, and the pod has no volume there: %s" $spool (ternary "set sidecar.spool to true" "give it one with extraVolumes and extraVolumeMounts, or take mode sidecar, where applications share it" (eq $values.mode "sidecar"))) }}
 {{- end }}
 {{- end }}
-{{- if and (ne $values.mode "hub") $values.serviceMonitor.enabled }}
+{{- if and (ne $values.mode "hub") (default (dict) $values.serviceMonitor).enabled }}
 {{- fail (printf "serviceMonitor.enabled is for mode hub, since mode %s has no Service: enable podMonitor" $values.mode) }}
 {{- end }}
-{{- if and (ne $values.mode "hub") $values.networkPolicy.enabled }}
+{{- if and (ne $values.mode "hub") (default (dict) $values.networkPolicy).enabled }}
 {{- fail (printf "networkPolicy.enabled is for mode hub: in mode %s keytide shares its pod's policy, which is yours" $values.mode) }}
 {{- end }}
 {{- if and (eq $values.mode "hub") $values.podMonitor.enabled $values.podMonitor.namespaceSelector }}
@@ -224,16 +229,16 @@ annotations:
 {{- end }}
 {{- if eq $values.mode "injection" }}
 {{- range $name, $annotation := dict "env" "env" "spool" "spool" "isolateCredentials" "isolate-credentials" }}
-{{- if get $values.sidecar $name }}
+{{- if get (default (dict) $values.sidecar) $name }}
 {{- fail (printf "sidecar.%s is for mode sidecar: with injection each pod says it, by the annotation keytide.dev/%s" $name $annotation) }}
 {{- end }}
 {{- end }}
-{{- if ne (toJson $values.sidecar.containers) "[\"app\"]" }}
+{{- if ne (default (list "app") (default (dict) $values.sidecar).containers | toJson) "[\"app\"]" }}
 {{- fail "sidecar.containers is for mode sidecar: with injection each pod says it, by the annotation keytide.dev/containers" }}
 {{- end }}
 {{- end }}
 {{- with $values.podDisruptionBudget }}
-{{- if and .enabled (eq (toString .minAvailable) "") (eq (toString .maxUnavailable) "") }}
+{{- if and .enabled (not (include "keytide.said" .minAvailable)) (not (include "keytide.said" .maxUnavailable)) }}
 {{- fail "podDisruptionBudget has neither minAvailable nor maxUnavailable: give it one of them, or set podDisruptionBudget.enabled to false" }}
 {{- end }}
 {{- end }}

@@ -253,11 +253,9 @@ mutations:
             value: (variables.own.map(c, c.name) + variables.ownInit.map(c, c.name)).join(',')}])
 {{- end }}
 
-{{/* Of this policy, where somebody waits for it. */}}
+{{/* Of this policy. */}}
 {{- define "keytide.injection.revision" -}}
-{{- if include "keytide.injection.waits" . }}
 {{- include "keytide.injection.policy" (dict "context" .) | sha256sum | trunc 12 }}
-{{- end }}
 {{- end }}
 
 {{/* Whether Helm waits for it: in a namespace that is not known to be selected, nothing would ever be injected. */}}
@@ -286,7 +284,7 @@ mutations:
 {{- $labels = merge $labels (dig "metadata" "labels" (dict "name" $namespace) $found) }}
 {{- end }}
 {{- /* Without a cluster (`helm template`), there is no way to know. */}}
-{{- $selects := or $byName (.Capabilities.APIVersions.Has "v1/Pod") }}
+{{- $selects := or $byName (lookup "v1" "Namespace" "" "kube-system") }}
 {{- range $terms }}
 {{- $has := hasKey $labels .key }}
 {{- $in := and $has (has (get $labels .key) (default list .values)) }}
