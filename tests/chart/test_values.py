@@ -122,6 +122,9 @@ EFFECTS: dict[str, tuple[Object, Any, str, Any]] = {
     "podMonitor.namespaceSelector": (INJECTION | {"podMonitor": {"enabled": True}}, {"any": False, "matchNames": ["a"]},
                                      "PodMonitor.spec.namespaceSelector.matchNames", ["a"]),
     "podMonitor.selector": (MONITORED, {"matchLabels": {"a": "b"}}, "PodMonitor.spec.selector", {"matchLabels": {"a": "b"}}),
+    "podMonitor.renderMode": (MONITORED, "skipIfMissing", "PodMonitor.-", None),
+    "serviceMonitor.renderMode": (SCRAPED, "skipIfMissing", "ServiceMonitor.-", None),
+    "prometheusRule.renderMode": (RULED, "skipIfMissing", "PrometheusRule.-", None),
     "podMonitor.interval": (MONITORED, "30s", "PodMonitor.spec.podMetricsEndpoints.0.interval", "30s"),
     "podMonitor.scrapeTimeout": (MONITORED, "5s", "PodMonitor.spec.podMetricsEndpoints.0.scrapeTimeout", "5s"),
     "podMonitor.honorLabels": (MONITORED, True, "PodMonitor.spec.podMetricsEndpoints.0.honorLabels", True),
@@ -455,6 +458,17 @@ def test_a_cluster_without_the_policy_api_is_refused_with_the_way_out(render: Re
     with pytest.raises(Refused) as refusal:
         render(variables, "--kube-version", "1.34.9")
     assert "fileKeyRef" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("name", "values"), [("podMonitor", MONITORED), ("serviceMonitor", SCRAPED), ("prometheusRule", RULED)])
+def test_what_a_cluster_without_prometheus_operator_gets_is_chosen(name: str, values: Object, render: Render) -> None:
+    kind = name[0].upper() + name[1:]
+    there = ("--api-versions", f"v1/Pod,monitoring.coreos.com/v1/{kind}")
+    for mode in ("alwaysRender", "failIfMissing", "skipIfMissing"):
+        assert kind in [o["kind"] for o in render(merged(values, nested(f"{name}.renderMode", mode)), *there)]
+    with pytest.raises(Refused) as refusal:
+        render(merged(values, nested(f"{name}.renderMode", "failIfMissing")))
+    assert f"this cluster does not have monitoring.coreos.com/v1/{kind}" in str(refusal.value)
 
 
 def test_keytide_accepts_the_lines_that_a_refusal_asks_for(render: Render, tmp_path: Path) -> None:
