@@ -268,9 +268,12 @@ fn nobody_looks_into_keytide_which_holds_no_value_while_the_command_runs() {
     let mut started = stage.start(exec(&stage, &options, "echo ready; exec sleep 60"));
     started.until_log("ready");
     let command = command_of(&started);
-    // The command is anybody's who has its user.
-    let environment = fs::read(format!("/proc/{command}/environ")).unwrap();
-    assert!(String::from_utf8_lossy(&environment).contains(&format!("KEY={CANARY}")));
+    // The command is anybody's who has its user; while the shell becomes it, it has no environment.
+    until("the command's environment", || {
+        let is_sleep = fs::read_to_string(format!("/proc/{command}/comm")).is_ok_and(|name| name == "sleep\n");
+        let environment = fs::read(format!("/proc/{command}/environ")).unwrap_or_default();
+        is_sleep && String::from_utf8_lossy(&environment).contains(&format!("KEY={CANARY}"))
+    });
     if is_root() {
         assert_eq!(fs::metadata(format!("/proc/{command}/environ")).unwrap().uid(), USER);
         assert_eq!(fs::metadata(format!("/proc/{}/environ", started.id())).unwrap().uid(), 0);
