@@ -307,6 +307,11 @@ def test_a_value_that_is_taken_away_is_as_one_that_is_empty(values: Object, take
     assert render(merged(values, nested(taken, None))) == render(values)
 
 
+@pytest.mark.parametrize("mode", ["injection", "sidecar"])
+def test_a_configuration_that_is_taken_away_is_none(mode: str, render: Render) -> None:
+    assert render({"mode": mode, "config": None}) == render({"mode": mode})
+
+
 @pytest.mark.parametrize("path", ["/run/keytide/spool", "/run/keytide/spool/", "/run/keytide/spool/in"])
 def test_a_volume_of_ones_own_is_as_good_for_the_spool(path: str, render: Render) -> None:
     own = {"extraVolumes": [{"name": "s", "emptyDir": {}}], "extraVolumeMounts": [{"name": "s", "mountPath": path}]}

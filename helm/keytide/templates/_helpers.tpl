@@ -95,7 +95,7 @@ annotations:
 
 {{/* `config` for reading, as JSON: without what is null, which is as if it were not said. */}}
 {{- define "keytide.config" -}}
-{{- include "keytide.withoutNulls" .Values.config }}
+{{- include "keytide.withoutNulls" (default (dict) .Values.config) }}
 {{- end }}
 
 {{- define "keytide.withoutNulls" -}}
@@ -128,7 +128,7 @@ annotations:
 {{- if and .Values.config .Values.existingConfigMap }}
 {{- fail "config and existingConfigMap are both set: the configuration is in the values, or in a ConfigMap of yours" }}
 {{- end }}
-{{- $config := deepCopy .Values.config }}
+{{- $config := deepCopy (default (dict) .Values.config) }}
 {{- $said := include "keytide.config" . | fromJson }}
 {{- $listen := dig "keytide" "http" "listen" "" $said }}
 {{- $port := int .Values.http.port }}
