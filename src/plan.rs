@@ -10,5 +10,6 @@ pub mod publish;
 pub mod push;
 pub mod rate;
 pub mod reload;
+pub mod remarks;
 pub mod role;
 pub mod schedule;

@@ -1,7 +1,7 @@
 //! The worker of one Kubernetes Secret: hold the Lease, watch the object, decide, write, tell. Only puts the steps in order.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -29,6 +29,7 @@ use crate::{
     plan::{
         lease::{DURATION, Lease, Step as LeaseStep},
         publish::{Cause, Holds, Publisher, Refusal, Step, Write},
+        remarks::Remarks,
         schedule,
     },
     pull::{Publication, Report, Wanted},
@@ -121,7 +122,7 @@ struct Writer {
     start: Instant,
     last_write: Option<String>,
     unrepresentable: BTreeMap<String, String>,
-    remarked: BTreeSet<String>,
+    remarked: Remarks,
     synced: bool,
     stale: bool,
     /// True while AWS is read for this Secret.
@@ -143,6 +144,8 @@ struct Work {
     lasting: bool,
     /// Why the output is not as it shall be.
     failure: Option<String>,
+    /// What was said of it: a watch, a look and a write that fail in turn are not news each time.
+    said: Remarks,
     /// How many looks at the Secret were taken in.
     looks: u64,
     /// Why nobody sees what becomes of the Secret.
@@ -223,7 +226,7 @@ impl Publish {
             start,
             last_write: None,
             unrepresentable: BTreeMap::new(),
-            remarked: BTreeSet::new(),
+            remarked: Remarks::default(),
             synced: false,
             stale: false,
             demands: false,
@@ -250,11 +253,10 @@ impl Publish {
         };
         // Nobody waits for an Event, and one that cannot be told is no trouble of the Secret.
         let teller = async {
-            let mut said = BTreeSet::new();
+            let mut said = Remarks::default();
             while let Some((reason, message, uid)) = told.recv().await {
                 if let Err(trouble) = journal.tell(reason, &message, &uid, now()).await
-                    && said.len() < EVENTS
-                    && said.insert(trouble.message.clone())
+                    && said.is_new(&trouble.message)
                 {
                     tracing::warn!("an Event was not told: {trouble}");
                 }
@@ -510,7 +512,7 @@ impl Writer {
         self.unrepresentable = wish.unrepresentable.iter().map(|(key, rule)| (key.to_string(), rule.clone())).collect();
         for (key, rule) in &self.unrepresentable {
             let remark = format!("output {} cannot carry key {key}: {rule}", self.face.output);
-            if self.remarked.len() < 1000 && self.remarked.insert(remark.clone()) {
+            if self.remarked.is_new(&remark) {
                 tracing::warn!("{remark}");
             }
         }
@@ -680,11 +682,11 @@ impl Writer {
     /// Says why, once.
     fn is_failing(&mut self, message: &str) {
         let output = &self.face.output;
-        if self.work.failure.as_deref() != Some(message) {
-            self.face.metrics.output_up(output, false);
+        self.face.metrics.output_up(output, false);
+        if self.work.said.is_new(message) {
             tracing::error!(output.name = %output, "output {output} cannot be written: {message}");
-            self.work.failure = Some(message.to_owned());
         }
+        self.work.failure = Some(message.to_owned());
         self.face.report("failing", Some(message.to_owned()), self.facts(0));
     }
 
@@ -706,6 +708,7 @@ impl Writer {
             self.tell(EventReason::Synced, &format!("{keys} keys are as AWS Secrets Manager has them"));
         }
         if self.work.failure.take().is_some() {
+            self.work.said.forget();
             tracing::info!(output.name = %output, "output {output} is as it shall be again");
             self.tell(EventReason::Recovered, "it is as it shall be again");
         }

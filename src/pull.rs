@@ -30,6 +30,7 @@ use crate::{
     plan::{
         fan_out::{Changes, Ledger, Mapping},
         publish::Wish,
+        remarks::Remarks,
         schedule::Schedule,
     },
     source::Source,
@@ -192,7 +193,7 @@ struct Progress {
     asked_for: Option<Instant>,
     last_asked: Option<Instant>,
     told: BTreeMap<String, Reason>,
-    remarked: BTreeSet<String>,
+    remarked: Remarks,
     output_problems: BTreeMap<usize, String>,
     output_writes: BTreeMap<usize, i64>,
     kept: Kept,
@@ -329,7 +330,7 @@ impl Pull {
             asked_for: None,
             last_asked: None,
             told: BTreeMap::new(),
-            remarked: BTreeSet::new(),
+            remarked: Remarks::default(),
             output_problems: BTreeMap::new(),
             output_writes: BTreeMap::new(),
             kept: Kept::new(),
@@ -408,10 +409,7 @@ impl Pull {
                 return Err(StartError::UnexpectedIdentity(problem));
             }
             Err(problem) => {
-                remark(
-                    &mut progress.remarked,
-                    BTreeSet::from([format!("a standby cannot prove who it is: {problem}")]),
-                );
+                remark(&mut progress.remarked, [format!("a standby cannot prove who it is: {problem}")]);
                 progress.attempt = progress.attempt.saturating_add(1);
                 progress.retry = Some(Instant::now() + self.schedule.retry(progress.attempt, true));
             }
@@ -651,15 +649,12 @@ impl Pull {
             progress.kept = kept;
             self.keep(progress);
         }
-        let told: BTreeSet<String> = statuses
-            .iter()
-            .flat_map(|status| {
-                let name = &status.name;
-                status.unrepresentable.iter().map(move |(key, reason)| {
-                    format!("output {name} cannot carry key {key}: {reason}; its last good value stays there")
-                })
+        let told = statuses.iter().flat_map(|status| {
+            let name = &status.name;
+            status.unrepresentable.iter().map(move |(key, reason)| {
+                format!("output {name} cannot carry key {key}: {reason}; its last good value stays there")
             })
-            .collect();
+        });
         remark(&mut progress.remarked, told);
         for status in statuses {
             self.health.output(status);
@@ -730,7 +725,7 @@ impl Pull {
             );
         }
         progress.told = now.into_iter().map(|(subject, (reason, _))| (subject, reason)).collect();
-        remark(&mut progress.remarked, changes.remarks.iter().cloned().collect());
+        remark(&mut progress.remarked, changes.remarks.iter().cloned());
         if !changes.remarks.is_empty() {
             self.health.update(|status| status.remarks = changes.remarks.iter().take(100).cloned().collect());
         }
@@ -825,11 +820,10 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-fn remark(said: &mut BTreeSet<String>, remarks: BTreeSet<String>) {
+fn remark(said: &mut Remarks, remarks: impl IntoIterator<Item = String>) {
     for remark in remarks {
-        if said.len() < 1000 && !said.contains(&remark) {
+        if said.is_new(&remark) {
             tracing::warn!("{remark}");
-            said.insert(remark);
         }
     }
 }
