@@ -296,7 +296,8 @@ impl Keeper {
     async fn run(mut self, done: &CancellationToken) {
         let worker = self.face.worker("lease");
         let mut held = false;
-        let mut said: Option<String> = None;
+        let mut failure: Option<String> = None;
+        let mut said = Remarks::default();
         let mut follows: Option<String> = None;
         while !done.is_cancelled() {
             let now = self.start.elapsed();
@@ -312,7 +313,7 @@ impl Keeper {
             if held {
                 follows = None;
             } else {
-                self.stand_by(said.as_deref(), &mut follows);
+                self.stand_by(failure.as_deref(), &mut follows);
             }
             let step = self.lease.step(now);
             let asked = self.start.elapsed();
@@ -347,15 +348,16 @@ impl Keeper {
                 }
                 Err(trouble) => {
                     self.lease.failed(now, trouble.retry_after);
-                    if said.as_ref() != Some(&trouble.message) {
+                    if said.is_new(&trouble.message) {
                         tracing::warn!(output.name = %self.face.output, "the Lease of output {}: {trouble}", self.face.output);
-                        said = Some(trouble.message);
                     }
+                    failure = Some(trouble.message);
                     continue;
                 }
             }
             if self.lease.held_until(now).is_some() || step == LeaseStep::Look {
-                said = None;
+                failure = None;
+                said.forget();
             }
         }
         if self.lease.held_until(self.start.elapsed()).is_some()
