@@ -72,6 +72,14 @@ def pod(annotations: dict[str, str] | None = None, containers: list[Object] | No
     }
 
 
+def needs(label: str, value: str) -> Object:
+    """An affinity to nodes with this label."""
+    expression = {"key": label, "operator": "In", "values": [value]}
+    fields = [{"key": "metadata.name", "operator": "In", "values": ["node"]}]
+    terms = [{"matchFields": fields}, {"matchExpressions": [expression]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
 def named(objects: list[Object], name: str) -> Object:
     return next(o for o in objects if o["name"] == name)
 
@@ -309,6 +317,7 @@ def test_pods_that_are_not_for_keytide_are_left_alone(policies: Policies) -> Non
         "no label": pod(SECRET, label=False),
         "Windows": pod(SECRET, os={"name": "windows"}),
         "Windows by its nodes": pod(SECRET, nodeSelector={"kubernetes.io/os": "windows"}),
+        "Windows by its affinity": pod(SECRET, affinity=needs("kubernetes.io/os", "windows")),
         "a sidecar of its own": pod(SECRET, initContainers=[sidecar]),
         "a sidecar and annotations that make no sense": pod({"keytide.dev/http-port": "x"}, initContainers=[sidecar]),
         "a container of that name": pod({}, [{"name": "keytide", "image": "own"}]),
@@ -320,6 +329,13 @@ def test_pods_that_are_not_for_keytide_are_left_alone(policies: Policies) -> Non
         volumes = lambda pod: {v["name"] for v in pod["spec"]["volumes"] if v["name"].startswith("keytide-")}  # noqa: E731
         assert without_keytide(made) == without_keytide(expected) and not volumes(made), name
         assert made["metadata"].get("annotations") == expected["metadata"].get("annotations"), name
+
+
+def test_a_pod_that_needs_other_nodes_gets_keytide(policies: Policies) -> None:
+    preferred = [{"weight": 1, "preference": {"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": ["windows"]}]}}]
+    for affinity in (needs("kubernetes.io/arch", "amd64"), needs("kubernetes.io/os", "linux"),
+                     {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}, {"podAffinity": {}}):
+        assert named(policies.create(pod(SECRET, affinity=affinity))["spec"]["initContainers"], "keytide")
 
 
 def test_another_value_of_the_label_and_other_namespaces_are_left_alone(policies: Policies, cluster: Cluster) -> None:

@@ -5,7 +5,10 @@
 - name: is-not-of-windows
   expression: >-
     {{ .pod }}.spec.?os.name.orValue('') != 'windows' &&
-    {{ .pod }}.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') != 'windows'
+    {{ .pod }}.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') != 'windows' &&
+    !{{ .pod }}.spec.?affinity.?nodeAffinity.?requiredDuringSchedulingIgnoredDuringExecution.?nodeSelectorTerms.orValue([])
+    .exists(t, t.?matchExpressions.orValue([]).exists(e, e.key == 'kubernetes.io/os' && e.operator == 'In' &&
+    e.?values.orValue([]).exists(v, v == 'windows')))
 - name: has-no-sidecar
   expression: >-
     !{{ .pod }}.spec.?initContainers.orValue([]).exists(c, c.name == 'keytide') &&
