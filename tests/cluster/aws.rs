@@ -88,9 +88,19 @@ impl Aws {
 
     /// The current value of a secret.
     pub(crate) fn get(&self, name: &str) -> Option<String> {
-        let answer = self.try_ask("GET", &format!("secrets/{name}"), "").unwrap();
+        let answer = self.answer("GET", &format!("secrets/{name}"), "");
         let found: Value = serde_json::from_str(&answer.body).unwrap();
         found["SecretString"].as_str().map(str::to_owned)
+    }
+
+    /// Does this to every call, until [`Self::well`].
+    pub(crate) fn ill(&self, kind: &Value) {
+        self.ask("POST", "faults", &json!({"kind": kind}).to_string());
+    }
+
+    /// Nothing is wrong with it any more.
+    pub(crate) fn well(&self) {
+        self.ask("DELETE", "faults", "");
     }
 
     /// Lets nobody reach it for a time.
@@ -110,9 +120,20 @@ impl Aws {
 
     #[track_caller]
     fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
-        let answer = self.try_ask(method, path, body).expect("the emulator answers");
+        let answer = self.answer(method, path, body);
         assert!(answer.status < 300, "{method} {path}: {answer:?}");
         answer
+    }
+
+    /// What it says, whatever that is; all that is asked can be asked twice.
+    #[track_caller]
+    fn answer(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut answer = None;
+        until("an answer of the emulator", || {
+            answer = self.try_ask(method, path, body);
+            answer.is_some()
+        });
+        answer.unwrap()
     }
 
     fn try_ask(&self, method: &str, path: &str, body: &str) -> Option<Answer> {

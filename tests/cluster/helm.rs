@@ -76,6 +76,13 @@ pub(crate) fn command() -> Command {
     among_its_own(&program())
 }
 
+/// The command that begins so in what Helm or a page says.
+#[track_caller]
+pub(crate) fn command_in<'a>(text: &'a str, begin: &str) -> &'a str {
+    let found = text.lines().map(str::trim).find(|line| line.starts_with(begin));
+    found.unwrap_or_else(|| panic!("no command {begin} in: {text}"))
+}
+
 /// What a page or Helm says to type, in a shell. Panics if it fails.
 #[track_caller]
 pub(crate) fn typed(line: &str) -> String {
@@ -143,7 +150,8 @@ fn issuer() -> Value {
     published("/.well-known/openid-configuration")["issuer"].clone()
 }
 
-fn published(path: &str) -> Value {
+/// What the API server publishes.
+pub(crate) fn published(path: &str) -> Value {
     serde_json::from_str(&Cluster::shared().kubectl(&["get", "--raw", path])).unwrap()
 }
 

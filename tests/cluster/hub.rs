@@ -9,7 +9,7 @@ use crate::{
     cluster::{run, success},
     helm::{self, DROPPED, helm},
     namespace::Namespace,
-    sidecar::{Sidecar, application},
+    sidecar::{Sidecar, application, pod},
     wait::until,
 };
 
@@ -47,6 +47,11 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application_before_a
     let mut spec = application("echo reads $API_KEY; trap 'exit 0' TERM; while :; do sleep 0.2; done");
     spec["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "keys"}}]);
     namespace.apply(&[deployment("app", &spec)]);
+    // And one that mounts it.
+    let mut mounts = application("sleep 600");
+    mounts["volumes"] = json!([{"name": "keys", "secret": {"secretName": "keys"}}]);
+    mounts["containers"][0]["volumeMounts"] = json!([{"name": "keys", "mountPath": "/keys"}]);
+    namespace.apply(&[pod("mounts", &mounts)]);
     let hub = Sidecar::new(&aws).config(json!({
         "primary_secret": {"name": "app"},
         "refresh": {"interval": "1s", "jitter": 0},
@@ -66,6 +71,8 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application_before_a
     let reads = || namespace.kubectl(&["logs", "deployment/app"]);
     until("the key", || reads() == "reads one\n");
     aws.put("app", &json!({"API_KEY": "rotated"}));
+    let mounted = || namespace.exec("mounts", "app", &["cat", "/keys/API_KEY"]);
+    until("the rotated key in the volume of the Secret", || mounted() == "rotated");
     let one_reads = |text: &str| {
         namespace.pods("app").iter().filter_map(|pod| pod["metadata"]["name"].as_str()).any(|pod| {
             let arguments = ["--namespace", namespace.name(), "logs", pod];

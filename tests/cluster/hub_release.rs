@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, run},
-    helm::{self, helm},
+    helm::{self, command_in, helm, typed},
     injection::{SAY, objects_of, rolled_out},
     namespace::Namespace,
+    scraping::{metrics, targets_of_hub},
     sidecar::application,
     wait::until,
 };
@@ -46,10 +47,17 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_whichever_of_two_writes() {
         objects_of(&namespace).into_iter().filter(|name| !name.contains("/app-") || name == SECRET).collect()
     };
     let before = without_application();
-    helm(&["install", "hub", &chart, "--namespace", namespace.name(), "--values", &values]);
-    namespace.kubectl(&["rollout", "status", "deployment/hub-keytide", "--timeout", "120s"]);
+    let notes = helm(&["install", "hub", &chart, "--namespace", namespace.name(), "--values", &values]);
+    typed(command_in(&notes, "kubectl --namespace hub-release rollout status "));
+    let table = typed(command_in(&notes, "kubectl --namespace hub-release exec "));
+    let words: Vec<&str> = table.split_whitespace().take(3).collect();
+    assert_eq!(words, ["keytide", "0.1.0,", "ready,"], "{table}");
     until_started(&namespace, "sk-one");
 
+    until("both to be scraped by the Service's name", || {
+        let targets = targets_of_hub(&namespace, "hub");
+        targets.len() == 2 && targets.iter().all(|target| metrics(target).contains("keytide_lease_held"))
+    });
     let hubs = hubs(&namespace);
     let first = holder(&namespace);
     assert!(hubs.len() == 2 && hubs.iter().any(|name| first.starts_with(name.as_str())), "{first} of {hubs:?}");
@@ -65,7 +73,7 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_whichever_of_two_writes() {
     ]);
     assert_eq!(found, "sk-two");
 
-    let said = helm(&["test", "hub", "--namespace", namespace.name()]);
+    let said = typed(command_in(&notes, "helm --namespace hub-release test hub "));
     assert!(said.contains("Succeeded"), "{said}");
 
     // The other one goes on.
@@ -78,9 +86,11 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_whichever_of_two_writes() {
     namespace.assert_within_limits();
     helm(&["uninstall", "hub", "--namespace", namespace.name(), "--wait"]);
     // The application is not left without its keys.
-    let mut expected = [before, vec![SECRET.to_owned()]].concat();
+    let mut expected = [before.clone(), vec![SECRET.to_owned()]].concat();
     expected.sort();
     until("nothing but the Secret", || without_application() == expected);
+    typed(command_in(&notes, "kubectl --namespace hub-release delete secret "));
+    until("nothing", || without_application() == before);
 }
 
 /// Waits until the application that is there now started with this key.

@@ -6,6 +6,7 @@ use crate::{
     cluster::Cluster,
     helm::{self, CPU_BEFORE, DROPPED, helm},
     namespace::Namespace,
+    scraping::{metrics, target},
     sidecar::application,
     starting::assert_is_restricted,
 };
@@ -180,6 +181,8 @@ fn started(namespace: &Namespace, name: &str, user: u32, expected_port: u64) -> 
     let audience = &named("volumes", "keytide-token")["projected"]["sources"][0]["serviceAccountToken"]["audience"];
     assert_eq!(*audience, "sts.amazonaws.com");
     assert_eq!(port(&found), Some(expected_port));
+    let metrics = metrics(&target(namespace, pod, "injection"));
+    assert!(metrics.contains("keytide_output_up"), "{metrics}");
     assert_is_restricted(namespace, pod);
     assert_eq!(namespace.container(pod, "keytide")["restartCount"], 0);
     pod.to_owned()

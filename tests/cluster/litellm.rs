@@ -1,4 +1,4 @@
-//! The LiteLLM proxy of deploy/litellm, from nothing to `curl /v1/models`.
+//! The LiteLLM proxy beside keytide, with the configuration and the patch of deploy/litellm, and what it answers on `/v1/models`.
 
 use std::{fs, path::Path};
 
@@ -9,6 +9,7 @@ use crate::{
     cluster::Cluster,
     helm::{self, helm},
     namespace::{Namespace, run_on_node},
+    wait::until,
 };
 
 const KEY: &str = "sk-of-the-master";
@@ -31,12 +32,19 @@ fn the_litellm_proxy_starts_with_its_master_key_and_lists_its_models_for_who_has
     namespace.kubectl(&["rollout", "status", "deployment/litellm", "--timeout", "400s"]);
     let service = namespace.get("service/litellm").unwrap();
     let address = format!("{}:4000", service["spec"]["clusterIP"].as_str().unwrap());
-    let models = |key: &str| ask_with(&address, "GET", "/v1/models", &format!("Authorization: Bearer {key}\r\n"), "");
-    let with = models(KEY).unwrap();
+    let models = |key: &str| {
+        let mut answer = None;
+        until("an answer of LiteLLM", || {
+            answer = ask_with(&address, "GET", "/v1/models", &format!("Authorization: Bearer {key}\r\n"), "");
+            answer.is_some()
+        });
+        answer.unwrap()
+    };
+    let with = models(KEY);
     let listed: Value = serde_json::from_str(&with.body).unwrap_or_default();
     assert_eq!((with.status, &listed["data"][0]["id"]), (200, &json!("gpt")), "{with:?}");
     for (key, expected) in [("sk-of-nobody", 400..=401), ("", 401..=401)] {
-        let without = models(key).unwrap();
+        let without = models(key);
         assert!(expected.contains(&without.status) && !without.body.contains("gpt"), "{without:?}");
     }
 

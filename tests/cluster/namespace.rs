@@ -65,11 +65,17 @@ impl Namespace {
         self.cluster.apply(&self.name, objects);
     }
 
-    /// None if there is no such object.
+    /// None if there is no such object, which only the API server can say.
+    #[track_caller]
     pub(crate) fn get(&self, object: &str) -> Option<Value> {
         let arguments = ["--namespace", &self.name, "get", object, "--ignore-not-found", "--output", "json"];
-        let output = self.cluster.try_kubectl(&arguments, "");
-        serde_json::from_slice(&output.stdout).ok()
+        let mut found = None;
+        until(&format!("an answer about {object}"), || {
+            let output = self.cluster.try_kubectl(&arguments, "");
+            found = serde_json::from_slice(&output.stdout).ok();
+            output.status.success()
+        });
+        found
     }
 
     /// The pods with this label `app`.
@@ -100,9 +106,14 @@ impl Namespace {
     /// Runs a command in a container of a pod.
     pub(crate) fn run_in(&self, pod: &str, container: &str, command: &[&str]) -> Ran {
         let arguments = [&["--namespace", &self.name, "exec", pod, "--container", container, "--"], command].concat();
-        let output = self.cluster.try_kubectl(&arguments, "");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        let run = || {
+            let output = self.cluster.try_kubectl(&arguments, "");
+            Ran { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        };
+        // Unless the command failed: a connection to the node did, and it was not run, or not to its end.
+        let is_told = |ran: &Ran| ran.success || ran.stderr.contains("command terminated with exit code");
+        (0..3).map(|_| run()).find(is_told).unwrap_or_else(run)
     }
 
     /// What a command prints that has to succeed.

@@ -3,11 +3,10 @@
 use serde_json::json;
 
 use crate::{
-    aws::ask,
     cluster::Cluster,
     identity::{self, AUDIENCE, ROLE},
     namespace::Namespace,
-    scraping::target,
+    scraping::{metrics, target},
     sidecar::{Sidecar, application},
     wait::until,
 };
@@ -20,10 +19,10 @@ fn keys_move_on_while_the_kubelet_is_dead_and_its_next_token_is_used_when_it_is_
     let script = "while sleep 0.2; do cat /run/keytide/env/keys.env; done";
     Sidecar::new(&aws).web_identity(ROLE, AUDIENCE).start(&namespace, "app", &application(script));
     namespace.until_ready("app");
-    let address = target(&namespace, "app");
+    let address = target(&namespace, "app", "sidecar");
     Cluster::shared().kill("kubelet");
     aws.put("app", &json!({"API_KEY": "two"}));
-    let metrics = || ask(&address, "GET", "/metrics", "").unwrap().body;
+    let metrics = || metrics(&address);
     until("the change", || metrics().contains("keytide_key_changes_total 2"));
     let token = |metrics: String| {
         let line =

@@ -36,13 +36,14 @@ fn keys_stay_while_aws_is_away_for_two_minutes_and_move_on_after() {
 fn a_pod_that_starts_while_aws_is_out_waits_says_why_and_starts_once_it_is_back() {
     let namespace = Namespace::new("waiting");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
-    aws.down(25);
+    aws.ill(&json!("hang"));
     let mut sidecar = Sidecar::new(&aws);
     sidecar.config["refresh"]["startup_timeout"] = json!("5s");
     sidecar.start(&namespace, "app", &application("sleep 600"));
     namespace
         .until_described("app", "the first refresh was not complete within 5s; missing: all members of secret app");
     assert_ne!(namespace.container("app", "app")["started"], true, "the application waits");
+    aws.well();
     namespace.until_ready("app");
 }
 
@@ -79,8 +80,8 @@ fn a_spool_that_is_full_loses_nothing_that_was_accepted_and_takes_more_once_ther
         namespace.run_in("app", "app", &["sh", "-c", &script])
     };
     let stored = |i: u32| aws.get(&format!("vk/k{i}")).is_some_and(|value| value == format!("sk-{i}"));
-    aws.down(12);
-    // In one go, before AWS is back. What is wrong with the first entry finds no room either.
+    aws.ill(&json!("internal_error"));
+    // In one go. What is wrong with the first entry finds no room either.
     let accepted = (1..=4).map(drop).collect::<Vec<_>>().join(" && ");
     let ran = shell(&format!(
         "echo wrong >.wrong && {accepted} && echo accepted; cat /dev/zero >.filler; {} || echo refused; \
@@ -89,8 +90,7 @@ fn a_spool_that_is_full_loses_nothing_that_was_accepted_and_takes_more_once_ther
     ));
     assert_eq!(ran.stdout, "accepted\nrefused\n", "{ran:?}");
     assert_eq!(ran.stderr.matches("No space left on device").count(), 2, "{ran:?}");
-    assert!(aws.is_down(), "the volume was full before AWS came back");
-    until("AWS", || !aws.is_down());
+    aws.well();
     until("what was accepted", || (1..=4).all(stored));
     assert!(!stored(5));
     // The room of those that are stored.
@@ -128,13 +128,12 @@ fn last_good_values_that_cannot_be_written_are_told_keys_move_on_and_they_are_ke
     until("the next key", || read() == "API_KEY='three'\n");
     assert_eq!(namespace.container("app", "keytide")["restartCount"], 0);
     // They are kept again: a keytide that cannot read AWS goes on with them.
-    aws.down(60);
+    aws.ill(&json!("internal_error"));
     run_on_node("kill", &["-KILL", &process]);
     let back = || {
         let keytide = namespace.container("app", "keytide");
         keytide["restartCount"] == 1 && keytide["ready"] == true
     };
     until("a new sidecar that is ready", back);
-    assert!(aws.is_down(), "without AWS");
     assert_eq!(read(), "API_KEY='three'\n");
 }

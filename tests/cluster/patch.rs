@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{
     aws::Aws,
-    helm::{self, helm, typed},
+    helm::{self, DROPPED, command_in, helm, typed},
     injection::rolled_out,
     namespace::Namespace,
     sidecar::{Sidecar, application},
@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[test]
-fn the_command_that_helm_prints_brings_an_application_its_keys_and_an_uninstall_leaves_nothing_behind() {
+fn the_command_that_an_upgrade_prints_brings_an_application_its_keys_and_an_uninstall_leaves_nothing_behind() {
     let namespace = Namespace::new("patch");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
     let spec = application("echo \"starts with $API_KEY\"; trap 'exit 0' TERM; while :; do sleep 0.2; done");
@@ -26,16 +26,19 @@ fn the_command_that_helm_prints_brings_an_application_its_keys_and_an_uninstall_
     let mut sidecar = Sidecar::new(&aws);
     sidecar.values["sidecar"]["env"] = json!(["API_KEY"]);
     let values = helm::values("patch", &sidecar.values("sidecar"));
-    let chart = helm::package("patch", None);
-    let notes = helm(&["install", "app", &chart, "--namespace", namespace.name(), "--values", &values]);
-    let command = |begin: &str| notes.lines().map(str::trim).find(|line| line.starts_with(begin)).unwrap();
-    typed(&command("kubectl --namespace patch patch deployment APP ").replace("deployment APP ", "deployment app "));
+    let [older, chart] = [Some("0.0.1"), None].map(|version| helm::package("patch", version));
+    helm(&["install", "app", &older, "--namespace", namespace.name(), "--values", &values]);
+    assert!(namespace.get(DROPPED).is_some());
+    let notes = helm(&["upgrade", "app", &chart, "--namespace", namespace.name(), "--values", &values]);
+    assert!(namespace.get(DROPPED).is_none());
+    let patch = command_in(&notes, "kubectl --namespace patch patch deployment APP ");
+    typed(&patch.replace("deployment APP ", "deployment app "));
     let with = rolled_out(&namespace, "app")["metadata"]["name"].as_str().unwrap().to_owned();
     assert_ne!(with, without);
     namespace.until_log(&with, "app", "starts with one\n");
     assert_eq!(namespace.exec(&with, "app", &["cat", "/run/keytide/env/keys.env"]), "API_KEY='one'\n");
 
-    let said = typed(command("helm --namespace patch test app "));
+    let said = typed(command_in(&notes, "helm --namespace patch test app "));
     assert!(said.contains("Succeeded"), "{said}");
 
     let page = include_str!("../../docs/runbooks/KeytideStale.md");

@@ -1,4 +1,4 @@
-//! A real Prometheus finds the sidecar's port by itself and scrapes it.
+//! A real Prometheus scrapes the port that the chart's monitors name.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ impl Prometheus {
         let directory = Cluster::shared().directory().join("prometheus");
         fs::create_dir(&directory).unwrap();
         let labels = json!({"namespace": namespace.name(), "pod": pod, "container": "keytide"});
-        let targets = json!([{"targets": [target(namespace, pod)], "labels": labels}]);
+        let targets = json!([{"targets": [target(namespace, pod, "sidecar")], "labels": labels}]);
         let job = json!({"job_name": format!("{}/keytide", namespace.name()), "static_configs": targets});
         // YAML has JSON in it.
         let config = json!({"global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -117,9 +117,10 @@ fn prometheus_has_every_documented_metric_and_an_alert_fires_and_resolves() {
     let expected: usize = groups.iter().filter_map(|group| group["rules"].as_array()).map(Vec::len).sum();
     assert_healthy(&evaluated(), expected);
     assert_eq!(prometheus.alerts("KeytideStale"), Vec::<String>::new());
-    aws.down(15);
+    aws.ill(&json!("internal_error"));
     until("the alert to fire", || prometheus.alerts("KeytideStale").contains(&"firing".to_owned()));
-    until("the alert to resolve", || prometheus.alerts("KeytideStale").is_empty() && !aws.is_down());
+    aws.well();
+    until("the alert to resolve", || prometheus.alerts("KeytideStale").is_empty());
     assert_healthy(&evaluated(), expected);
 }
 
@@ -184,19 +185,63 @@ fn faster(text: &str) -> String {
 }
 
 /// The port of a pod that the chart's `PodMonitor` scrapes. Debian's Prometheus cannot ask the API server itself.
-pub(crate) fn target(namespace: &Namespace, pod: &str) -> String {
+pub(crate) fn target(namespace: &Namespace, pod: &str, mode: &str) -> String {
     let found = namespace.get(&format!("pod/{pod}")).unwrap();
-    let values = json!({"mode": "sidecar", "podMonitor": {"enabled": true}});
-    let [monitor] = helm::template("keytide", &values, &["templates/podmonitor.yaml"]).try_into().unwrap();
-    let expected = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    let values = json!({"mode": mode, "podMonitor": {"enabled": true}});
+    let (selector, name) = scraped("keytide", &values, "podmonitor");
     let labels = &found["metadata"]["labels"];
-    assert!(!expected.is_empty() && expected.iter().all(|(name, value)| labels[name] == *value), "{labels}");
-    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
-    // What Prometheus asks for where nothing else is said.
-    assert_eq!(endpoint["path"], "/metrics");
+    assert!(selector.iter().all(|(name, value)| labels[name] == *value), "{labels}");
     let containers = ["initContainers", "containers"].map(|list| found["spec"][list].clone());
     let ports =
         containers.iter().filter_map(Value::as_array).flatten().filter_map(|container| container["ports"].as_array());
-    let port = ports.flatten().find(|port| port["name"] == endpoint["port"]).unwrap();
+    let port = ports.flatten().find(|port| port["name"] == name).unwrap();
     format!("{}:{}", namespace.address(pod), port["containerPort"])
+}
+
+/// The addresses that the `ServiceMonitor` of a hub scrapes.
+pub(crate) fn targets_of_hub(namespace: &Namespace, release: &str) -> Vec<String> {
+    let values = json!({"mode": "hub", "existingConfigMap": "any", "rbac": {"create": false}, "serviceMonitor": {"enabled": true}});
+    let (selector, name) = scraped(release, &values, "servicemonitor");
+    let selector: Vec<String> =
+        selector.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap())).collect();
+    let selector = selector.join(",");
+    let services = namespace.kubectl(&["get", "services", "--selector", &selector, "--output", "json"]);
+    let services: Value = serde_json::from_str(&services).unwrap();
+    let [service] = services["items"].as_array().unwrap().as_slice() else { panic!("one Service: {services}") };
+    let of_service = format!("kubernetes.io/service-name={}", service["metadata"]["name"].as_str().unwrap());
+    let slices = namespace.kubectl(&["get", "endpointslices", "--selector", &of_service, "--output", "json"]);
+    let slices: Value = serde_json::from_str(&slices).unwrap();
+    let mut targets = Vec::new();
+    let list = |list: &Value| list.as_array().cloned().unwrap_or_default();
+    for slice in list(&slices["items"]) {
+        // One that selects no pod yet has no port.
+        let Some(port) = list(&slice["ports"]).into_iter().find(|port| port["name"] == name) else { continue };
+        let addresses = list(&slice["endpoints"]).into_iter().map(|endpoint| endpoint["addresses"][0].clone());
+        targets.extend(addresses.map(|address| format!("{}:{}", address.as_str().unwrap(), port["port"])));
+    }
+    targets
+}
+
+/// The metrics of a target, once it answers.
+#[track_caller]
+pub(crate) fn metrics(target: &str) -> String {
+    let mut metrics = None;
+    until("metrics", || {
+        metrics = ask(target, "GET", "/metrics", "");
+        metrics.is_some()
+    });
+    metrics.unwrap().body
+}
+
+/// What a monitor of the chart selects, and the name of the port that it scrapes there.
+fn scraped(release: &str, values: &Value, monitor: &str) -> (serde_json::Map<String, Value>, String) {
+    let [monitor] = helm::template(release, values, &[&format!("templates/{monitor}.yaml")]).try_into().unwrap();
+    let spec = &monitor["spec"];
+    let selector = spec["selector"]["matchLabels"].as_object().unwrap().clone();
+    assert!(!selector.is_empty());
+    let endpoint = [&spec["podMetricsEndpoints"][0], &spec["endpoints"][0]].into_iter().find(|one| one.is_object());
+    let endpoint = endpoint.unwrap();
+    // What Prometheus asks for where nothing else is said.
+    assert_eq!(endpoint["path"], "/metrics");
+    (selector, endpoint["port"].as_str().unwrap().to_owned())
 }

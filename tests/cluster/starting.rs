@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// An application that lives until it is asked to end.
-const WAIT: &str = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
+pub(crate) const WAIT: &str = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
 
 fn keys() -> serde_json::Value {
     json!({"secrets": {"app": {"API_KEY": "abc", "DB_PASSWORD": "it's \"one\" $HOME"}}})

@@ -6,6 +6,7 @@ use crate::{
     aws::Aws,
     namespace::{Namespace, run_on_node},
     sidecar::{Sidecar, application},
+    starting::WAIT,
     wait::until,
 };
 
@@ -17,14 +18,18 @@ const DROP: &str = "cd /run/keytide/spool/in && umask 022 && echo '{\"op\":\"cre
 fn a_virtual_key_of_the_applications_last_second_is_stored_before_the_pod_is_gone() {
     let namespace = Namespace::new("last");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
-    let mut spec = application("sleep 600");
+    let mut spec = application(WAIT);
     spec["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", DROP]}}});
-    spec["terminationGracePeriodSeconds"] = json!(5);
+    spec["terminationGracePeriodSeconds"] = json!(60);
     Sidecar::new(&aws).with_spool().start(&namespace, "app", &spec);
     namespace.until_ready("app");
+    // AWS takes no key before keytide too was asked to end: what it delivers, it delivers then.
+    aws.ill(&json!("throttle"));
+    namespace.kubectl(&["delete", "pod", "app", "--wait=false"]);
+    namespace.until_log("app", "keytide", "1 entries of the spool are delivered before the end");
     assert_eq!(aws.get("vk/last"), None);
-    // The shell does not hear SIGTERM: the application uses up the whole grace period.
-    namespace.kubectl(&["delete", "pod", "app"]);
+    aws.well();
+    namespace.until_gone("app");
     assert_eq!(aws.get("vk/last").as_deref(), Some("sk-last"));
 }
 
@@ -65,7 +70,7 @@ fn a_sidecar_that_is_killed_comes_back_and_the_application_does_not_notice() {
 fn an_evicted_pod_delivers_what_it_has_and_its_successor_starts_with_keys() {
     let namespace = Namespace::new("evicted");
     let aws = Aws::start(&namespace, &json!({"secrets": {"app": {"API_KEY": "one"}}}));
-    let mut spec = application("trap 'exit 0' TERM; while :; do sleep 0.2; done");
+    let mut spec = application(WAIT);
     spec["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", DROP]}}});
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app"},
         "spec": {"selector": {"matchLabels": {"app": "app"}},
