@@ -1,8 +1,9 @@
 # keytide's image: one static binary and the certificates of the public authorities.
 #
-#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg REVISION=… \
-#     --output type=image,name=…,oci-mediatypes=true,compression=zstd,compression-level=19,force-compression=true .
+#   docker buildx build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" \
+#     --output type=image,name=REGISTRY/keytide:0.1.0,push=true,oci-mediatypes=true,compression=zstd,compression-level=19,force-compression=true .
 #
+# It is for the machine's own architecture; --platform linux/amd64,linux/arm64 makes both, where the builder can run both.
 # With zstd it is a fifth smaller than with gzip; containerd has read it since 1.5, Docker since 23.
 #
 # A binary that is there already takes the place of the first stage: --build-context build=DIRECTORY, which holds `keytide`
