@@ -1,12 +1,9 @@
-"""deploy/ works as it stands, as far as that shows without containers."""
+"""deploy/ works as it stands, as far as that shows without containers (those of compose: tests/image)."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Callable
@@ -31,30 +28,6 @@ def test_compose_loads_the_laptops_project() -> None:
         assert "dockerfile" not in build or (Path(build["context"]) / build["dockerfile"]).is_file() or service is project["services"]["keytide"]
     app = {m["target"]: m.get("read_only", False) for m in project["services"]["app"]["volumes"]}
     assert app == {"/run/keytide/env": True, "/run/keytide/spool": False}
-
-
-def test_the_laptops_keytide_reads_the_laptops_aws(tmp_path: Path) -> None:
-    """The commands of the compose file, beside each other instead of in containers."""
-    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-    memory = Path("/dev/shm") / f"keytide-compose-{secrets.token_hex(8)}"
-    for directory in ("env", "spool", "private"):
-        (memory / directory).mkdir(parents=True)
-    command = [word.replace("/etc/emulator", str(COMPOSE)).replace("0.0.0.0:4566", "127.0.0.1:0") for word in services["emulator"]["command"]]
-    emulator = subprocess.Popen([os.environ["KEYTIDE_EMULATOR_BINARY"], *command], stdout=subprocess.PIPE, text=True)
-    try:
-        url = re.search("AWS_ENDPOINT_URL=(.*)", emulator.stdout.readline())[1]
-        configuration = tmp_path / "keytide.yaml"
-        text = (COMPOSE / "keytide.yaml").read_text().replace("/run/keytide", str(memory)).replace("0.0.0.0:19847", "127.0.0.1:0")
-        configuration.write_text(text)
-        environment = services["keytide"]["environment"] | {"AWS_ENDPOINT_URL": url}
-        keytide("check", "--config", configuration, "--online", environment=environment)
-        keytide("run", "--once", "--config", configuration, environment=environment)
-        read = f". {memory}/env/keys.env; echo \"$OPENAI_API_KEY\""
-        assert run("sh", "-c", read)[0].strip() == json.loads((COMPOSE / "seed.json").read_text())["secrets"]["app/keys"]["OPENAI_API_KEY"]
-    finally:
-        emulator.kill()
-        emulator.wait()
-        shutil.rmtree(memory)
 
 
 def test_keytide_accepts_every_configuration_of_the_manifests(tmp_path: Path) -> None:

@@ -13,7 +13,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+use crate::container::Container;
+
+mod compose;
+mod container;
 
 /// What a node downloads.
 const LARGEST: u64 = 6 * 1024 * 1024;
@@ -53,50 +57,36 @@ impl Image {
         parts.map(|part| part["size"].as_u64().unwrap()).sum()
     }
 
-    /// Runs it under runc: no network but a loopback interface that is down, nothing writable, no capability.
-    fn run(&self, arguments: &[&str], files: &[(&str, &str)]) -> Output {
-        let bundle = TempDir::with_prefix("keytide-image-").unwrap();
-        let root = bundle.path().join("rootfs");
-        fs::create_dir(&root).unwrap();
+    /// A container of it, which runs this; nothing in it can be written.
+    fn container(&self, arguments: &[&str], environment: &[&str]) -> Container {
+        let mut container = Container::new();
         for layer in self.layers() {
-            assert!(
-                Command::new("tar").args(["--zstd", "-xf"]).arg(layer).arg("-C").arg(&root).status().unwrap().success()
-            );
+            container.unpack(&layer);
         }
         let config = self.config();
         let (user, group) = config["config"]["User"].as_str().unwrap().split_once(':').unwrap();
-        let number = |text: &str| text.parse::<u32>().unwrap();
-        let entry = config["config"]["Entrypoint"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
-        let words: Vec<&str> = entry.chain(arguments.iter().copied()).collect();
-        let mut mounts = vec![json!({"destination": "/proc", "type": "proc", "source": "proc"})];
-        for (at, (name, content)) in files.iter().enumerate() {
-            let file = bundle.path().join(at.to_string());
-            fs::write(&file, content).unwrap();
-            mounts.push(json!({"destination": name, "type": "bind", "source": file, "options": ["bind", "ro"]}));
-            // Where a read-only root shall get a mount, there has to be a place for it.
-            let place = root.join(name.trim_start_matches('/'));
-            fs::create_dir_all(place.parent().unwrap()).unwrap();
-            fs::write(place, "").unwrap();
-        }
-        let mut environment = config["config"]["Env"].as_array().cloned().unwrap_or_default();
+        container.user = [user, group].map(|number| number.parse().unwrap());
+        let strings = |list: &Value| -> Vec<String> {
+            let words = list.as_array().into_iter().flatten();
+            words.map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        container.words = strings(&config["config"]["Entrypoint"]);
+        container.words.extend(arguments.iter().copied().map(str::to_owned));
+        container.environment = strings(&config["config"]["Env"]);
+        container.environment.extend(environment.iter().copied().map(str::to_owned));
+        container.read_only = true;
+        container
+    }
+
+    /// Runs it: no network but a loopback interface that is down, nothing writable, no capability.
+    fn run(&self, arguments: &[&str], files: &[(&str, &str)]) -> Output {
         // Who it would be: `check` asks for that, and asks nobody.
-        environment.extend(["AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY=none"].map(Value::from));
-        let none: [&str; 0] = [];
-        let namespaces = ["pid", "network", "ipc", "uts", "mount"].map(|name| json!({"type": name}));
-        let spec = json!({
-            "ociVersion": "1.0.2",
-            "process": {"user": {"uid": number(user), "gid": number(group)}, "args": words, "cwd": "/",
-                "env": environment, "noNewPrivileges": true,
-                "capabilities": {"bounding": none, "effective": none, "permitted": none}},
-            "root": {"path": "rootfs", "readonly": true},
-            "mounts": mounts,
-            "linux": {"namespaces": namespaces},
-        });
-        fs::write(bundle.path().join("config.json"), spec.to_string()).unwrap();
-        let name = bundle.path().file_name().unwrap();
-        let mut command = Command::new("runc");
-        command.arg("--root").arg(bundle.path().join("state")).arg("run").arg("--bundle").arg(bundle.path()).arg(name);
-        command.output().unwrap()
+        let environment = ["AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY=none"];
+        let mut container = self.container(arguments, &environment);
+        for (name, content) in files {
+            container.file(name, content);
+        }
+        container.run().output().unwrap()
     }
 }
 
