@@ -60,7 +60,8 @@ impl Drop for Volume {
 // === impl Laptop ===
 
 impl Laptop {
-    fn start() -> Self {
+    /// `https`: AWS has a certificate, of the authority that the image's file holds then.
+    fn start(https: bool) -> Self {
         let text = fs::read_to_string(place("compose.yaml")).unwrap();
         // What Compose does not take for a variable.
         let project: Value = serde_saphyr::from_str(&text.replace("$$", "$")).unwrap();
@@ -89,12 +90,12 @@ impl Laptop {
         let volumes = volumes.collect();
         let mut laptop = Self { services: Vec::new(), _volumes: volumes, _names: names, network, directory, project };
         for name in ["emulator", "keytide", "app"] {
-            laptop.start_service(name);
+            laptop.start_service(name, https);
         }
         laptop
     }
 
-    fn start_service(&mut self, name: &'static str) {
+    fn start_service(&mut self, name: &'static str, https: bool) {
         let service = &self.project["services"][name];
         let words: Vec<&str> =
             service["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
@@ -123,6 +124,25 @@ impl Laptop {
                 container
             }
         };
+        let authority = self.directory.path().join("authority");
+        match name {
+            "emulator" if https => {
+                fs::create_dir(&authority).unwrap();
+                fs::set_permissions(&authority, fs::Permissions::from_mode(0o777)).unwrap();
+                container.mount(&authority, "/authority", false);
+                let words = "--tls-listen 0.0.0.0:4567 --tls-name emulator --tls-ca /authority/ca.pem";
+                container.words.extend(words.split(' ').map(str::to_owned));
+            }
+            "keytide" if https => {
+                let file = authority.join("ca.pem");
+                let is_whole = || fs::read_to_string(&file).is_ok_and(|text| text.ends_with("END CERTIFICATE-----\n"));
+                until("the authority's certificate", is_whole);
+                container.mount(&file, "/etc/ssl/certs/ca-certificates.crt", true);
+                container.environment.retain(|variable| !variable.starts_with("AWS_ENDPOINT_URL="));
+                container.environment.push("AWS_ENDPOINT_URL=https://emulator:4567".to_owned());
+            }
+            _ => {}
+        }
         container.read_only = service["read_only"] == true;
         container.network_of = Some(self.network.0.id());
         container.file("/etc/resolv.conf", RESOLV);
@@ -195,7 +215,7 @@ fn within(mut condition: impl FnMut() -> bool) -> bool {
 
 #[test]
 fn the_laptops_containers_bring_keys_down_and_virtual_keys_up_and_find_aws_by_its_name() {
-    let mut laptop = Laptop::start();
+    let mut laptop = Laptop::start(false);
     let seed: Value = serde_json::from_str(&fs::read_to_string(place("seed.json")).unwrap()).unwrap();
     let key = seed["secrets"]["app/keys"]["OPENAI_API_KEY"].as_str().unwrap();
     laptop.until_log("app", &format!("started with an OPENAI_API_KEY of {} characters\n", key.len()));
@@ -220,4 +240,11 @@ fn the_laptops_containers_bring_keys_down_and_virtual_keys_up_and_find_aws_by_it
     keytide.container.kill("TERM");
     let ended = keytide.process.0.wait().unwrap();
     assert!(ended.success(), "{ended}: {}", fs::read_to_string(&keytide.log).unwrap());
+}
+
+#[test]
+fn keytide_trusts_whom_the_images_certificates_are_of() {
+    let mut laptop = Laptop::start(true);
+    laptop.until_log("app", "started with an OPENAI_API_KEY of ");
+    laptop.until_log("keytide", "is called at https://emulator:4567");
 }
