@@ -372,15 +372,24 @@ pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
 }
 
 /// Waits until it is so; false if it never was.
-pub(crate) fn patiently(mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
+pub(crate) fn patiently(condition: impl FnMut() -> bool) -> bool {
+    within(PATIENCE, condition)
+}
+
+/// The same with another patience: of what may take longer, because it pauses as it says.
+pub(crate) fn within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        let looked = Instant::now();
+        if condition() {
+            return true;
+        }
         if Instant::now() >= deadline {
             return false;
         }
-        thread::sleep(Duration::from_millis(20));
+        // A look that starts a program shall not keep the machine from what is waited for.
+        thread::sleep(looked.elapsed().clamp(Duration::from_millis(20), Duration::from_millis(100)));
     }
-    true
 }
 
 /// keytide's block with one output, `env/keys.json`. An interval of `700h` leaves the time of each refresh to the test.

@@ -4,6 +4,7 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Deref,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -34,6 +35,13 @@ pub(crate) struct ControlPlane {
     api: Api,
 }
 
+/// A control plane of one test alone. One at a time, since starting one keeps the machine busy.
+pub(crate) struct Own {
+    // It ends before another one may start.
+    cluster: ControlPlane,
+    _turn: MutexGuard<'static, ()>,
+}
+
 /// The shell that starts and stops the programs, and outlives this process by the moment that it needs to clean up.
 struct Supervisor {
     shell: Child,
@@ -54,7 +62,13 @@ impl ControlPlane {
     }
 
     /// One that may be harmed.
-    pub(crate) fn start() -> Self {
+    pub(crate) fn own() -> Own {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Own { cluster: Self::start(), _turn: turn }
+    }
+
+    fn start() -> Self {
         for _ in 0..10 {
             let port = fastrand::u16(PORTS);
             if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
@@ -161,6 +175,16 @@ impl ControlPlane {
             thread::sleep(Duration::from_millis(50));
         }
         true
+    }
+}
+
+// === impl Own ===
+
+impl Deref for Own {
+    type Target = ControlPlane;
+
+    fn deref(&self) -> &ControlPlane {
+        &self.cluster
     }
 }
 

@@ -300,7 +300,7 @@ fn watched(scene: &Scene) -> String {
 
 #[test]
 fn an_api_server_that_was_killed_or_stopped_comes_back_with_its_data() {
-    let cluster = ControlPlane::start();
+    let cluster = ControlPlane::own();
     let scene = Scene::new(&cluster);
     scene.apply("1").unwrap();
     let watch = scene.api.watch(&watched(&scene));
@@ -316,7 +316,7 @@ fn an_api_server_that_was_killed_or_stopped_comes_back_with_its_data() {
 
 #[test]
 fn writes_fail_while_etcd_stands_still_and_succeed_after() {
-    let cluster = ControlPlane::start();
+    let cluster = ControlPlane::own();
     let scene = Scene::new(&cluster);
     scene.apply("1").unwrap();
     cluster.stop_etcd();

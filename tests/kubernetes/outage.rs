@@ -140,7 +140,7 @@ fn is_quiet(kube: &KubeStage) {
 
 #[test]
 fn a_server_killed_in_the_middle_of_an_apply_ends_with_the_secret_right_and_written_once() {
-    let cluster = ControlPlane::start();
+    let cluster = ControlPlane::own();
     let (kube, _daemon) = running(&cluster, ALONE);
     for (fault, value, is_done) in [(Fault::hang(), "second", false), (Fault::cut_after(), "third", true)] {
         let before = applies(&kube);
@@ -238,7 +238,7 @@ fn while_aws_is_away_the_secret_stays_and_what_somebody_does_to_it_is_put_right(
 
 #[test]
 fn while_etcd_stands_still_nothing_is_lost() {
-    let cluster = ControlPlane::start();
+    let cluster = ControlPlane::own();
     let (kube, daemon) = running(&cluster, BOTH);
     cluster.stop_etcd();
     kube.stage.aws.put("prod/a", "second");
