@@ -1,6 +1,7 @@
 //! What stands between keytide and the API server: a proxy that remembers every request, and fails on demand.
 
 use std::{
+    collections::BTreeSet,
     future, io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -90,6 +91,8 @@ struct Shared {
     requests: Mutex<Vec<Recorded>>,
     /// The number of the next request.
     next: AtomicU64,
+    /// The versions of objects that went on to those who watch.
+    told: Mutex<BTreeSet<String>>,
     faults: Mutex<Vec<Armed>>,
 }
 
@@ -127,6 +130,7 @@ impl Gate {
             upstream,
             requests: Mutex::default(),
             next: AtomicU64::new(0),
+            told: Mutex::default(),
             faults: Mutex::default(),
         });
         let (orders, received) = mpsc::unbounded_channel();
@@ -154,6 +158,16 @@ impl Gate {
 
     pub(crate) fn count(&self, is_counted: impl Fn(&Recorded) -> bool) -> usize {
         self.shared.requests().iter().filter(|request| is_counted(request)).count()
+    }
+
+    /// The last such request.
+    pub(crate) fn last(&self, is_meant: impl Fn(&Recorded) -> bool) -> Option<Recorded> {
+        self.shared.requests().iter().rfind(|request| is_meant(request)).cloned()
+    }
+
+    /// True once a watch told this version of an object.
+    pub(crate) fn has_told(&self, version: &str) -> bool {
+        self.shared.told().contains(version)
     }
 
     pub(crate) fn clear_requests(&self) {
@@ -361,6 +375,17 @@ impl Shared {
         request
     }
 
+    fn told(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn passes_on(&self, request: &Recorded, frame: &Frame<Bytes>) {
+        let Some(data) = frame.data_ref().filter(|_| request.is_watch()) else { return };
+        let text = String::from_utf8_lossy(data);
+        let versions = text.split("\"resourceVersion\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+        self.told().extend(versions.map(str::to_owned));
+    }
+
     fn answered(&self, number: u64, status: u16) {
         if let Some(request) = self.requests().iter_mut().find(|request| request.number == number) {
             request.status = Some(status);
@@ -513,7 +538,12 @@ impl Flow {
             let frame = self.body.frame().await;
             self.is_silent = self.is_silent || self.shared.is_silenced(&self.recorded);
             match frame {
-                _ if !self.is_silent => return frame.map(|frame| frame.map_err(Failure::from)),
+                _ if !self.is_silent => {
+                    if let Some(Ok(frame)) = &frame {
+                        self.shared.passes_on(&self.recorded, frame);
+                    }
+                    return frame.map(|frame| frame.map_err(Failure::from));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => future::pending().await,
             }

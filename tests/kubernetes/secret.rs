@@ -58,7 +58,7 @@ fn a_secret_is_made_and_each_change_in_aws_is_one_apply_to_the_state_that_was_se
         assert_eq!(stage.writes().last().unwrap().body["metadata"]["resourceVersion"], version);
     }
     // What somebody else did to it in between is seen too.
-    stage.api.merge_patch(&stage.path(), &json!({"metadata": {"labels": {"theirs": "yes"}}}));
+    stage.patch_and_tell(&json!({"metadata": {"labels": {"theirs": "yes"}}}));
     thread::sleep(MOMENT);
     let version = stage.version();
     stage.stage.aws.put("prod/a", "4");
@@ -212,7 +212,7 @@ fn another_type_is_in_the_way_and_is_said() {
 #[test]
 fn an_immutable_secret_is_refused_until_somebody_deletes_it() {
     let (stage, daemon) = written("", KEY, &json!({"A": "1"}));
-    stage.api.merge_patch(&stage.path(), &json!({"immutable": true}));
+    stage.patch_and_tell(&json!({"immutable": true}));
     thread::sleep(MOMENT);
     stage.until_output("written", &[]);
     let writes = stage.writes().len();

@@ -5,6 +5,7 @@ use std::{
     cell::RefCell,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use crate::{
     control_plane::ControlPlane,
     gate::{Gate, Recorded},
     namespace::Namespace,
-    support::{Daemon, Stage, patiently, stderr},
+    support::{Daemon, Stage, patiently, stderr, until, within},
 };
 
 /// The pod of [`KubeStage::config`] and [`KubeStage::run`].
@@ -23,6 +24,9 @@ pub(crate) const POD: &str = "keytide-0";
 pub(crate) const SECRET: &str = "app-keys";
 /// The Lease of that Secret.
 pub(crate) const LEASE: &str = "keytide-app-keys";
+
+/// The longest until a write is repeated that somebody had to make possible: its longest pause, and the write itself.
+pub(crate) const LASTING: Duration = Duration::from_secs(60 + 15);
 
 /// Everything that a test of keytide in Kubernetes needs.
 pub(crate) struct KubeStage {
@@ -108,7 +112,17 @@ impl KubeStage {
     /// Waits until [`SECRET`] holds exactly this; the daemon's log says why it does not.
     #[track_caller]
     pub(crate) fn until_values(&self, daemon: &Daemon, values: &Value) {
-        let so = patiently(|| self.values() == *values);
+        self.values_after(patiently(|| self.values() == *values), daemon, values);
+    }
+
+    /// The same where somebody had to do something first, for which keytide's pauses are longer.
+    #[track_caller]
+    pub(crate) fn until_values_at_last(&self, daemon: &Daemon, values: &Value) {
+        self.values_after(within(LASTING, || self.values() == *values), daemon, values);
+    }
+
+    #[track_caller]
+    fn values_after(&self, so: bool, daemon: &Daemon, values: &Value) {
         assert!(so, "waited for {values}, the Secret holds {}; the log:\n{}", self.values(), daemon.log());
     }
 
@@ -134,6 +148,18 @@ impl KubeStage {
     pub(crate) fn writes(&self) -> Vec<Recorded> {
         let path = self.path();
         self.gate.requests().into_iter().filter(|request| request.method == "PATCH" && request.path == path).collect()
+    }
+
+    /// When the last of them came.
+    pub(crate) fn last_write(&self) -> Instant {
+        self.writes().last().expect("a write").at
+    }
+
+    /// Changes [`SECRET`] as somebody else does, and waits until keytide's watch has told it.
+    pub(crate) fn patch_and_tell(&self, change: &Value) {
+        let changed = self.api.merge_patch(&self.path(), change);
+        let version = changed["metadata"]["resourceVersion"].as_str().unwrap();
+        until("the watch to tell it", || self.gate.has_told(version));
     }
 
     /// The pod that holds [`LEASE`]; empty if none does.
@@ -172,6 +198,17 @@ impl KubeStage {
         secret["metadata"]["name"] = json!(SECRET);
         self.api.create(&self.namespace.path("secrets"), &secret);
     }
+}
+
+/// The state of an output, which is asked for again where no answer came.
+#[track_caller]
+pub(crate) fn state_of(output: impl Fn() -> Value) -> Value {
+    let mut state = Value::Null;
+    until("an answer of the admin socket", || {
+        state = output()["state"].clone();
+        !state.is_null()
+    });
+    state
 }
 
 /// The first Secret in a status.
