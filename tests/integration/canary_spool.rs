@@ -346,7 +346,7 @@ fn no_virtual_key_is_seen_in_what_is_left_behind() {
         &stage.path("keytide.yaml").display().to_string(),
         "--once",
         "--timeout",
-        "1s",
+        "4s",
     ]);
     assert_eq!(output.status.code(), Some(1));
     let text = stdout(&output) + &stderr(&output);

@@ -226,7 +226,7 @@ pub(crate) fn reads(stage: &Stage, who: &str, calls: &[&str]) -> String {
 pub(crate) fn fails(stage: &Stage, code: i32, parts: &[&str]) -> String {
     // Soon, or on a busy machine later.
     let (mut ended, mut log) = (None, String::new());
-    for timeout in ["400ms", "4s"] {
+    for timeout in ["400ms", "10s"] {
         stage.aws.clear_requests();
         (ended, log) = once(stage, timeout);
         if parts.iter().all(|part| log.contains(part)) {

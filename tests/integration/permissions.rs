@@ -89,7 +89,7 @@ impl Scene {
         let arn = stage.aws.arn("prod/a").unwrap();
         let rest = rest.replace("{arn}", &arn).replace("{bare}", arn.rsplit_once('-').unwrap().0);
         stage.config(&format!(
-            "aws: {{region: us-east-1{aws}}}\nrefresh: {{interval: 700h, call_timeout: 2s}}\noutputs:\n  - env_file: \
+            "aws: {{region: us-east-1{aws}}}\nrefresh: {{interval: 700h, call_timeout: 10s}}\noutputs:\n  - env_file: \
              {{path: \"{{dir}}/env/keys.json\", format: json}}\n{rest}"
         ));
         Self { stage, base, called: called.to_owned(), way: "irsa" }
@@ -139,12 +139,6 @@ impl Scene {
         }
     }
 
-    /// A `run --once` that lacks something, with as little patience as it takes to say what.
-    fn run_in_vain(&self) -> Output {
-        let output = self.stage.once_within("600ms");
-        if stderr(&output).contains("not read yet") { self.stage.once_within("5s") } else { output }
-    }
-
     /// With what is printed it works; without any action it complains of that action, or says how it goes on without it.
     fn walk(&self, expected: &[(&str, &str)]) {
         let grants = self.grants();
@@ -174,7 +168,7 @@ impl Scene {
 
     /// `run` and `check` name the action, and the one who lacks it; `check` names every secret. What `check` reports.
     fn assert_complains(&self, action: &str, resources: &[String], called: &str) -> Value {
-        let run = if action == BATCH { self.stage.once() } else { self.run_in_vain() };
+        let run = if action == BATCH { self.stage.once() } else { self.stage.once_in_vain("600ms") };
         let check = self.keytide(&["check", "--online", "--output", "json"], &[]);
         let report: Value = serde_json::from_slice(&check.stdout).unwrap();
         let told = format!("{}{}", report["problems"], stderr(&check));
@@ -343,7 +337,7 @@ fn from_another_account_both_sides_have_to_allow_it() {
     for other in [Role::new("one"), Role::new("one").trusts("arn:aws:iam::999999999999:user/poor").external_id("y")] {
         scene.stage.aws.add_role(other);
         scene.give(&grants);
-        let output = scene.run_in_vain();
+        let output = scene.stage.once_in_vain("600ms");
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(1));
         for part in ["sts:AssumeRole", ONE, KEY_ID, "trust policy", "external id"] {

@@ -263,7 +263,7 @@ fn a_profiles_file_that_is_a_pipe_does_not_hold_up_the_start() {
     let mode = rustix::fs::Mode::from_raw_mode(0o644);
     rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     let config = stage.path("keytide.yaml").display().to_string();
-    let mut daemon = stage.run_with(&["run", "--config", &config, "--once", "--timeout", "1s"]);
+    let mut daemon = stage.run_with(&["run", "--config", &config, "--once", "--timeout", "4s"]);
     assert_eq!(daemon.wait(), 1);
     says(&daemon.log(), &[&file.display().to_string()]);
 }

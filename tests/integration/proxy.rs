@@ -281,7 +281,7 @@ fn a_proxy_gets_its_password_and_nobody_else_sees_it() {
 /// What a key's message has to say where it is not read.
 #[track_caller]
 fn assert_told(stage: &Stage, parts: &[&str]) {
-    let output = stage.once_within("1s");
+    let output = stage.once_in_vain("1s");
     let log = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");
     let line = log.lines().rfind(|line| line.contains("key A: failed to call")).unwrap_or_default();

@@ -95,12 +95,19 @@ fn with_skip_a_key_that_could_not_be_looked_for_holds_up_the_start() {
 fn a_start_that_takes_too_long_ends_with_what_is_missing_and_why() {
     let stage = Stage::new();
     stage.aws.put("prod/a", "canary");
-    stage.config(&block("interval: 1s, startup_timeout: 1s", TWO));
-    let mut daemon = stage.run();
-    assert_eq!(daemon.wait(), 1);
-    let log = daemon.log();
+    // Soon, or on a busy machine later.
+    let (mut limit, mut log) = ("", String::new());
+    for next in ["1s", "8s"] {
+        stage.config(&block(&format!("interval: 1s, startup_timeout: {next}"), TWO));
+        let mut daemon = stage.run();
+        assert_eq!(daemon.wait(), 1);
+        (limit, log) = (next, daemon.log());
+        if !log.contains("not read yet") {
+            break;
+        }
+    }
     let last = log.lines().last().unwrap();
-    assert!(last.contains("the first refresh was not complete within 1s"), "{log}");
+    assert!(last.contains(&format!("the first refresh was not complete within {limit}")), "{log}");
     assert!(last.contains("key B: failed to call GetSecretValue for secret prod/b"), "{log}");
     assert!(last.contains("ResourceNotFoundException") && !last.contains("key A"), "{log}");
     assert!(!log.contains("canary"));
@@ -154,7 +161,7 @@ fn a_wrong_region_is_told() {
     let stage = Stage::new();
     stage.aws.put_in("eu-central-1", "prod/a", "1");
     stage.config(&block("interval: 1s", "keys: [{name: A, secret: prod/a}]"));
-    let output = stage.once_within("1s");
+    let output = stage.once_in_vain("1s");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("correct its name or the region"), "{}", stderr(&output));
 }
@@ -178,7 +185,7 @@ fn once_fails_after_its_time_with_what_is_missing() {
     let stage = Stage::new();
     stage.aws.put("prod/a", "1");
     stage.config(&block(SELDOM, TWO));
-    let output = stage.once_within("1s");
+    let output = stage.once_in_vain("1s");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("key B: failed to call GetSecretValue for secret prod/b"), "{}", stderr(&output));
     assert!(!stage.path("env/keys.json").exists());
@@ -188,7 +195,7 @@ fn once_fails_after_its_time_with_what_is_missing() {
 fn once_does_not_take_what_was_kept_for_read() {
     let stage = after_a_run(SELDOM);
     stage.aws.set_down(true);
-    let output = stage.once_within("1s");
+    let output = stage.once_in_vain("1s");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("key A: failed to call"), "{}", stderr(&output));
     assert_eq!(stage.values(), json!({"A": "1", "B": "2"}), "and the file stays");
@@ -212,7 +219,7 @@ fn once_with_skip_ends_without_a_primary_secret_that_is_not_there() {
     stage.aws.put("prod/a", "1");
     let rest = "primary_secret: {name: prod/app}\nkeys: [{name: A, secret: prod/a}]";
     stage.config(&block("interval: 1s, on_missing: skip", rest));
-    let output = stage.once_within("3s");
+    let output = stage.once();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stage.values(), json!({"A": "1"}));
 }

@@ -797,7 +797,7 @@ fn new_secrets_have_a_limit_an_hour_and_those_that_are_there_have_none() {
         leave(&stage, &format!("{n}.json"), create(&format!("k{n}"), "v"));
     }
     leave(&stage, "9.json", create("there", "1"));
-    let output = stage.once_within("2s");
+    let output = stage.once_within("4s");
     let log = stdout(&output) + &stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("max_new_secrets_per_hour") && log.contains("2 entries are left"), "{log}");
