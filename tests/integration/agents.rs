@@ -11,8 +11,8 @@ use serde_json::json;
 
 use crate::{
     cast::{
-        PROXY_PASSWORD, SECOND, Scene, arn, assert_clean, aws, fails, irsa, keys_of, nobody, play, pod, reader,
-        readers, reads, says, second_user, shared_files, sts, together, token, token_until,
+        LATE, PROXY_PASSWORD, SECOND, Scene, arn, assert_clean, aws, fails, irsa, keys_of, lenient, nobody, play, pod,
+        reader, readers, reads, says, second_user, shared_files, sts, together, token, token_until,
     },
     support::{ACCESS_KEY_ID, SECRET_ACCESS_KEY, Stage, stderr, until},
 };
@@ -28,7 +28,11 @@ fn seed(token: &str) -> Seed {
 
 /// What EKS's webhook sets for Pod Identity.
 fn stage() -> Stage {
-    let mut stage = nobody(seed(&token("pod")));
+    stage_of(seed(&token("pod")))
+}
+
+fn stage_of(seed: Seed) -> Stage {
+    let mut stage = nobody(seed);
     let file = stage.write("eks/token", token("pod")).display().to_string();
     let url = format!("{}/v1/credentials", stage.aws.url());
     stage.env(URI, &url).env(TOKEN_FILE, &file);
@@ -330,7 +334,8 @@ fn a_metadata_service_that_gives_nothing_leaves_the_last_good_value() {
 
 #[test]
 fn what_an_agent_gives_is_used_to_its_end_and_asked_for_once_for_all() {
-    let mut stage = stage();
+    let mut stage = stage_of(seed(&token("pod")).session_lifetime(Duration::from_secs(2) + LATE));
+    lenient(&stage);
     stage.aws.set_pod_identity(Some(PodIdentity::new(&arn("eks")).session_name("eks")));
     stage.env("RUST_LOG", "trace");
     let Scene { stage, daemon } = play(stage);

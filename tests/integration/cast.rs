@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     thread,
+    time::{Duration, SystemTime},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -21,6 +22,8 @@ pub(crate) const AWAY: &str = "210987654321";
 pub(crate) const USER: &str = "user/keytide";
 pub(crate) const KEYS: &str = "keys: [{name: A, secret: A}]\n";
 pub(crate) const OFTEN: &str = "interval: 1s, jitter: 0, call_timeout: 1s";
+/// How late AWS's clock is after [`lenient`].
+pub(crate) const LATE: Duration = Duration::from_secs(5);
 /// The keys of a second user.
 pub(crate) const SECOND: (&str, &str) = ("AKIASECONDUSER0EXAMPLE", "canarySecretKeyOfTheSecondUser/9d41/EXAM");
 pub(crate) const PROXY_PASSWORD: &str = "canary-proxy-password-60fa";
@@ -82,6 +85,13 @@ pub(crate) fn somebody(seed: Seed) -> Stage {
     let stage = Stage::with(seed.secret("A", "1"));
     stage.config(&block(OFTEN, KEYS));
     stage
+}
+
+/// AWS accepts a session for [`LATE`] after the end that it told, and calls have their time: what was signed with a
+/// session that was valid then fails on no machine, however busy.
+pub(crate) fn lenient(stage: &Stage) {
+    stage.aws.set_clock(|| SystemTime::now() - LATE);
+    stage.config(&block(&OFTEN.replace("call_timeout: 1s", "call_timeout: 10s"), KEYS));
 }
 
 /// A pod of EKS with an annotated service account: IRSA of the role `pod`, whose token file is `token`.

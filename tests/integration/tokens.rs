@@ -9,7 +9,7 @@ use std::{
 use keytide_emulator::{Role, Seed, WebIdentity};
 
 use crate::{
-    cast::{arn, fails, play, pod, reader, sts, together, token, token_until},
+    cast::{LATE, arn, fails, lenient, play, pod, reader, sts, together, token, token_until},
     support::{Stage, until},
 };
 
@@ -114,7 +114,9 @@ fn a_token_of_an_unknown_cluster_is_told_as_that() {
 #[test]
 fn a_rotated_token_is_the_one_that_the_next_renewal_sends() {
     let (first, second) = (token("first"), token("second"));
-    let stage = short_lived(reader("pod").token(&first).token(&second));
+    let role = reader("pod").token(&first).token(&second);
+    let stage = pod(Seed::default().role(role).session_lifetime(Duration::from_secs(2) + LATE));
+    lenient(&stage);
     // As the kubelet does it: a link to a directory, swapped.
     fs::remove_file(stage.path("token")).unwrap();
     stage.write("..1/token", &first);
