@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::{ACCESS_KEY_ID, Answer, Daemon, Stage, ask_socket, block, stderr, stdout, until};
 
-const SELDOM: &str = "interval: 700h, call_timeout: 10s";
+const SELDOM: &str = "interval: 700h, call_timeout: 60s";
 const TWO: &str = "keys:\n  - {name: FIRST_KEY, secret: prod/first}\n  - {name: SECOND_KEY, secret: prod/second}\n";
 
 fn stage() -> Stage {
@@ -344,7 +344,7 @@ fn a_refresh_that_is_not_complete_says_why_and_fails() {
 fn refreshes_asked_for_at_the_same_time_are_one() {
     let (stage, daemon) = ready();
     // While the daemon reads, others ask.
-    stage.aws.fault(Fault::any().kind(FaultKind::Latency(Duration::from_secs(3))).times(2));
+    stage.aws.fault(Fault::any().kind(FaultKind::Latency(Duration::from_secs(7))).times(2));
     stage.aws.put("prod/first", "canary-3");
     daemon.signal(Signal::HUP);
     until("the calls", || stage.aws.count("GetSecretValue") == 4);
@@ -362,7 +362,7 @@ fn refreshes_asked_for_at_the_same_time_are_one() {
 #[test]
 fn too_many_who_ask_are_told_so() {
     let (stage, daemon) = ready();
-    stage.aws.fault(Fault::any().kind(FaultKind::Latency(Duration::from_millis(1500))).times(2));
+    stage.aws.fault(Fault::any().kind(FaultKind::Latency(Duration::from_secs(5))).times(2));
     daemon.signal(Signal::HUP);
     until("the calls", || stage.aws.count("GetSecretValue") == 4);
     let socket = stage.socket();

@@ -1,7 +1,7 @@
 //! `keytide exec --on-change`: what is a change, and what becomes of the command.
 
 use std::{
-    fs,
+    fs, mem,
     os::unix::process::CommandExt as _,
     process::Command,
     thread,
@@ -175,8 +175,13 @@ fn by_default_a_change_is_not_even_looked_for() {
         let status = fs::read_to_string(format!("/proc/{}/status", started.id())).unwrap();
         status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
     };
-    thread::sleep(Duration::from_millis(500));
-    let before = switches();
+    // Once it has started all that it starts, however busy the machine is.
+    let mut before = switches();
+    crate::support::until("a second's sleep", || {
+        thread::sleep(Duration::from_secs(1));
+        let last = mem::replace(&mut before, switches());
+        last == before
+    });
     put(&stage, "keys.env", "KEY='2'\n");
     thread::sleep(Duration::from_secs(3));
     assert_eq!(switches(), before, "it sleeps until it is signalled");
@@ -194,10 +199,11 @@ fn looking_for_changes_costs_a_glance_a_second() {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
     let threads = fs::read_dir(format!("/proc/{}/task", started.id())).unwrap().count();
-    let before = spent();
+    let (before, began) = (spent(), Instant::now());
     thread::sleep(Duration::from_secs(10));
-    // Of a hundred ticks a second.
-    assert!(spent() - before <= 2 && threads == 1, "{} ticks, {threads} threads", spent() - before);
+    // Of a hundred ticks a second, two in ten seconds.
+    let (ticks, passed) = (spent() - before, began.elapsed().as_secs());
+    assert!(ticks <= passed / 5 && threads == 1, "{ticks} ticks in {passed} s, {threads} threads");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! The protocol of the spool: how entries are taken, in which order, what they may ask for, and what becomes of them.
 
 use std::{
-    fs,
+    fs, mem,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keytide_emulator::{Fault, FaultKind, Seed};
@@ -23,6 +23,8 @@ use crate::{
 };
 
 const NONE: [&str; 0] = [];
+/// So long a plain file stands still before it is taken.
+const STANDS_STILL: Duration = Duration::from_secs(1);
 
 fn error(code: &str, status: u16) -> FaultKind {
     FaultKind::Error { code: code.to_owned(), status, message: format!("no {CANARY}") }
@@ -317,18 +319,30 @@ fn a_plain_file_is_a_value_for_the_alias_that_is_its_name_once_it_stands_still()
         until_value(&stage, &daemon, name, value);
     }
     // Written bit by bit, and not renamed: never taken in between.
-    let path = stage.path("spool/slow.key");
+    // Whoever pauses for a second is through; a machine that holds up the writer for so long has it begin anew.
     let mut whole = String::new();
-    for n in 0..16 {
-        whole.push_str(&format!("{n:03}-"));
-        fs::write(&path, &whole).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        thread::sleep(Duration::from_millis(100));
-        assert!(path.exists(), "taken after {n}");
-    }
-    until_value(&stage, &daemon, "app/slow", &whole);
+    let name = (0..10).map(|attempt| format!("slow-{attempt}")).find(|name| {
+        let path = stage.path(&format!("spool/{name}.key"));
+        whole.clear();
+        let mut paused = Instant::now();
+        (0..16).all(|n| {
+            let before = mem::replace(&mut paused, Instant::now());
+            whole.push_str(&format!("{n:03}-"));
+            fs::write(&path, &whole).unwrap();
+            // Which is gone where it was taken meanwhile.
+            drop(fs::set_permissions(&path, fs::Permissions::from_mode(0o644)));
+            let kept_up = before.elapsed() < STANDS_STILL;
+            thread::sleep(Duration::from_millis(100));
+            let there = path.exists();
+            let kept_up = kept_up && paused.elapsed() < STANDS_STILL;
+            assert!(there || !kept_up, "taken after {n}");
+            kept_up
+        })
+    });
+    let name = format!("app/{}", name.expect("a machine that lets a test write ten times a second"));
+    until_value(&stage, &daemon, &name, &whole);
     until_drained(&stage);
-    assert_eq!(versions(&stage, "app/slow").len(), 1);
+    assert_eq!(versions(&stage, &name).len(), 1);
     // The same name again is the next value.
     leave(&stage, "team-a.key", "sk-4");
     until_value(&stage, &daemon, "app/team-a", "sk-4");
@@ -1101,10 +1115,10 @@ fn once_says_what_is_left_when_there_is_no_more_time() {
     stage.aws.fault(Fault::any().secret("app/stuck").kind(FaultKind::InternalError));
     leave(&stage, "1.json", create("stuck", CANARY));
     leave(&stage, "2.json", create("fine", "v"));
-    let output = stage.once_within("2s");
+    let output = stage.once_within("4s");
     let log = stdout(&output) + &stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");
-    for part in ["not drained within 2s", "1 entries are left", "create app/stuck", "InternalServiceError"] {
+    for part in ["not drained within 4s", "1 entries are left", "create app/stuck", "InternalServiceError"] {
         assert!(log.contains(part), "{part:?} in: {log}");
     }
     assert!(!log.contains(CANARY) && !log.contains("app/fine"), "{log}");
