@@ -26,10 +26,11 @@ use serde_json::{Value, json};
 
 use crate::{
     producer::{
-        CANARY, PRODUCER, assert_failed, claim_of, claims, create, drains, drains_but, entry, failed, failures, leave,
-        names, once, push_as, shell, spool, storing, until_drained, until_value, versions, waiting, yard, yard_with,
+        CANARY, PRODUCER, assert_failed, claim_of, claims, create, drains, drains_but, entry, failed, failures, fed,
+        leave, names, once, push_as, shell, spool, storing, until_drained, until_value, versions, waiting, yard,
+        yard_with,
     },
-    support::{Stage, USER, is_root, patiently, stderr, stdout, until},
+    support::{Stage, USER, is_root, needs_root, patiently, stderr, stdout, until},
 };
 
 const NONE: [&str; 0] = [];
@@ -40,12 +41,15 @@ struct Mounted(PathBuf);
 // === impl Mounted ===
 
 impl Mounted {
-    /// A tmpfs of this size at the stage's spool; none where the tests may not mount.
-    fn new(stage: &Stage, size: &str) -> Option<Self> {
+    /// A tmpfs of this size at the stage's spool.
+    fn new(stage: &Stage, size: &str) -> Self {
+        needs_root();
         let path = stage.path("spool");
         let options = format!("size={size},mode=1733,uid={USER},gid={USER}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).output();
-        mounted.is_ok_and(|output| output.status.success()).then_some(Self(path))
+        let output = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).output();
+        let output = output.expect("this test needs the program mount");
+        assert!(output.status.success(), "this test needs the right to mount: {}", stderr(&output));
+        Self(path)
     }
 
     fn remount(&self, option: &str) {
@@ -201,9 +205,7 @@ fn a_file_that_grows_while_it_is_read_is_bounded() {
 
 #[test]
 fn a_file_that_keytide_may_not_read_is_reported_and_stays_until_it_may() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let stage = yard();
     leave_as(&stage, "1.json", &create("closed", "v"), PRODUCER, 0o600);
     leave_as(&stage, "2.json", &create("open", "v"), PRODUCER, 0o644);
@@ -230,9 +232,7 @@ fn a_file_that_keytide_may_not_read_is_reported_and_stays_until_it_may() {
 
 #[test]
 fn once_fails_if_something_could_not_be_read() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let stage = yard();
     leave_as(&stage, "1.json", &create("closed", CANARY), PRODUCER, 0o600);
     leave(&stage, "2.json", create("open", "v"));
@@ -245,9 +245,7 @@ fn once_fails_if_something_could_not_be_read() {
 
 #[test]
 fn what_stays_takes_no_room_from_what_can_be_taken() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let stage = yard_with("rate: none", "max_entries: 2");
     for n in 0..100 {
         fs::create_dir(stage.path(&format!("spool/0{n:03}.json"))).unwrap();
@@ -262,9 +260,7 @@ fn what_stays_takes_no_room_from_what_can_be_taken() {
 
 #[test]
 fn however_many_files_cannot_be_read_the_others_are_taken() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let stage = yard();
     for n in 0..9000 {
         leave_as(&stage, &format!("1{n:05}.json"), &create("closed", CANARY), PRODUCER, 0o600);
@@ -277,9 +273,7 @@ fn however_many_files_cannot_be_read_the_others_are_taken() {
 
 #[test]
 fn a_file_that_stops_being_readable_once_it_is_taken_fails() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let stage = yard();
     let hang = stage.aws.fault(Fault::any().kind(FaultKind::Hang));
     leave(&stage, "1.json", create("k", "v"));
@@ -300,9 +294,7 @@ fn a_file_that_stops_being_readable_once_it_is_taken_fails() {
 
 #[test]
 fn the_drop_directory_is_for_dropping_only_whatever_the_umask() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     for umask in ["000", "022", "077", "177"] {
         let stage = yard();
         fs::remove_dir(stage.path("spool")).unwrap();
@@ -331,9 +323,7 @@ fn the_drop_directory_is_for_dropping_only_whatever_the_umask() {
 
 #[test]
 fn producers_neither_list_nor_take_nor_change_what_others_left() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let stage = yard();
     drains(&stage);
     leave_as(&stage, "1.json", &create("k", CANARY), PRODUCER, 0o644);
@@ -371,10 +361,23 @@ fn producers_neither_list_nor_take_nor_change_what_others_left() {
 }
 
 #[test]
-fn producers_of_any_user_are_served_by_a_keytide_without_capabilities() {
-    if !is_root() {
-        return;
+fn only_keytides_user_looks_into_the_spool() {
+    needs_root();
+    let stage = yard();
+    leave(&stage, "1.json", format!("{{{CANARY}"));
+    assert_eq!(once(&stage).0, Some(1));
+    let directory = stage.path("spool").display().to_string();
+    for arguments in [&["spool", "list"][..], &["spool", "discard", "--all"], &["spool", "retry", "--all"]] {
+        let output = fed(&stage, PRODUCER, &[arguments, &["--spool", &directory]].concat(), b"");
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        assert!(stderr(&output).contains("run this as keytide's user"), "{}", stderr(&output));
     }
+    assert_eq!(failures(&stage).len(), 1);
+}
+
+#[test]
+fn producers_of_any_user_are_served_by_a_keytide_without_capabilities() {
+    needs_root();
     let stage = yard();
     let daemon = stage.run();
     daemon.until_log("on http://");
@@ -400,9 +403,7 @@ fn producers_of_any_user_are_served_by_a_keytide_without_capabilities() {
 
 #[test]
 fn a_spool_of_somebody_else_is_refused() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     for (owner, mode) in [(PRODUCER, 0o1777), (0, 0o1777), (PRODUCER, 0o777)] {
         let stage = yard();
         chown(stage.path("spool"), Some(owner), Some(owner)).unwrap();
@@ -422,9 +423,7 @@ fn a_spool_of_somebody_else_is_refused() {
 
 #[test]
 fn directories_that_somebody_made_before_keytide_are_refused() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     for directory in [".claimed", ".retry", ".results", "failed"] {
         for kind in ["directory", "link", "file", "pipe"] {
             let stage = yard();
@@ -496,14 +495,12 @@ fn a_drop_directory_that_is_a_link_is_refused_and_one_that_is_replaced_is_not_fo
 #[test]
 fn a_spool_on_a_disk_is_refused_unless_that_is_allowed() {
     let disk = tempfile::TempDir::with_prefix_in("keytide-test-", env!("CARGO_TARGET_TMPDIR")).unwrap();
-    if Command::new("stat")
-        .args(["-f", "-c", "%T"])
-        .arg(disk.path())
-        .output()
-        .is_ok_and(|output| stdout(&output).trim() == "tmpfs")
-    {
-        return;
-    }
+    let kind = Command::new("stat").args(["-f", "-c", "%T"]).arg(disk.path()).output().unwrap();
+    assert_ne!(
+        stdout(&kind).trim(),
+        "tmpfs",
+        "this test needs a target directory on a disk: CARGO_TARGET_DIR names one"
+    );
     let stage = yard();
     let directory = disk.path().join("spool");
     let config = stage.read("keytide.yaml");
@@ -518,13 +515,14 @@ fn a_spool_on_a_disk_is_refused_unless_that_is_allowed() {
 #[test]
 fn a_spool_that_becomes_read_only_keeps_its_entries_and_makes_no_second_version() {
     let stage = yard();
-    let Some(mounted) = Mounted::new(&stage, "1m") else { return };
+    storing(&stage, "rate: none", "", "refresh: {call_timeout: 20s}\n");
+    let mounted = Mounted::new(&stage, "1m");
     let mut daemon = stage.run();
     leave(&stage, "1.json", create("first", "v"));
     until_value(&stage, &daemon, "app/first", "v");
     until_drained(&stage);
     // What is on its way is stored, and cannot be removed.
-    stage.aws.fault(Fault::on("CreateSecret").kind(FaultKind::Latency(Duration::from_millis(700))));
+    stage.aws.fault(Fault::on("CreateSecret").kind(FaultKind::Latency(Duration::from_secs(4))));
     leave(&stage, "2.json", create("second", "v"));
     until("a call", || stage.aws.count("CreateSecret") == 2);
     leave(&stage, "3.json", create("third", "v"));
@@ -553,7 +551,7 @@ fn a_spool_that_becomes_read_only_keeps_its_entries_and_makes_no_second_version(
 #[test]
 fn a_full_spool_is_emptied() {
     let stage = yard();
-    let Some(mounted) = Mounted::new(&stage, "256k") else { return };
+    let mounted = Mounted::new(&stage, "256k");
     stage.aws.put("app/scheduled", "old");
     stage.aws.set_metadata("app/scheduled", Some("old"), &[]);
     stage.aws.schedule_deletion("app/scheduled");

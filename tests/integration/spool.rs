@@ -19,7 +19,7 @@ use crate::{
         failures, fed, leave, names, once, push, push_as, shell, spool, storing, until_drained, until_value, versions,
         waiting, yard, yard_of, yard_with,
     },
-    support::{Stage, USER, is_root, patiently, stderr, stdout, until},
+    support::{Stage, USER, patiently, stderr, stdout, until},
 };
 
 const NONE: [&str; 0] = [];
@@ -878,23 +878,6 @@ fn a_discarded_entry_is_gone_with_everything_that_was_kept_of_it() {
         assert_eq!(names(&stage, directory), NONE, "{directory}");
     }
     assert_eq!(spool(&stage, &["discard", "--all"]).status.code(), Some(0));
-}
-
-#[test]
-fn only_keytides_user_looks_into_the_spool() {
-    if !is_root() {
-        return;
-    }
-    let stage = yard();
-    leave(&stage, "1.json", format!("{{{CANARY}"));
-    assert_eq!(once(&stage).0, Some(1));
-    let directory = stage.path("spool").display().to_string();
-    for arguments in [&["spool", "list"][..], &["spool", "discard", "--all"], &["spool", "retry", "--all"]] {
-        let output = fed(&stage, PRODUCER, &[arguments, &["--spool", &directory]].concat(), b"");
-        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
-        assert!(stderr(&output).contains("run this as keytide's user"), "{}", stderr(&output));
-    }
-    assert_eq!(failures(&stage).len(), 1);
 }
 
 // --- keytide push

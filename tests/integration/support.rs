@@ -412,6 +412,12 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Fails where the test cannot show anything: nobody else has several users, and file systems to mount.
+#[track_caller]
+pub(crate) fn needs_root() {
+    assert!(is_root(), "only root can be several users and mount file systems: run this test as root");
+}
+
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
