@@ -1,10 +1,16 @@
 //! Killed in the middle of anything, keytide leaves whole files.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::support::{Stage, until};
 
 const ROUNDS: usize = 40;
+const CONFIG: &str = "aws: {region: us-east-1}\nprimary_secret: {name: app}\nrefresh: {interval: 1s}\noutputs:\n  - env_file: {path: \"{dir}/env/keys.env\", format: posix}\n  - files: {directory: \"{dir}/files\"}";
 
 #[test]
 #[expect(clippy::print_stdout, reason = "the seed, for who repeats a failure")]
@@ -19,11 +25,20 @@ fn a_killed_daemon_leaves_whole_files_of_the_right_mode() {
         stage.aws.put("app", &format!(r#"{{"N": "{n}", "LONG": "{}"}}"#, format!("{n:05}").repeat(10_000)));
     };
     put(0);
-    stage.config("aws: {region: us-east-1}\nprimary_secret: {name: app}\nrefresh: {interval: 1s}\noutputs:\n  - env_file: {path: \"{dir}/env/keys.env\", format: posix}\n  - files: {directory: \"{dir}/files\"}");
+    stage.config(CONFIG);
+    // How long a start takes here, to the first file: rounds are killed anywhere before it.
+    let measured = Stage::new();
+    measured.aws.put("app", &stage.aws.value("app").unwrap());
+    measured.config(CONFIG);
+    let began = Instant::now();
+    let mut daemon = measured.run();
+    until("the first file", || measured.path("env/keys.env").exists());
+    let longest = began.elapsed().max(Duration::from_millis(60));
+    daemon.kill();
     for round in 1..=ROUNDS {
         put(round);
         let mut daemon = stage.run();
-        thread::sleep(Duration::from_millis(random.u64(0..60)));
+        thread::sleep(longest.mul_f64(random.f64()));
         if round % 2 == 0 {
             daemon.hang_up_if_running();
             thread::sleep(Duration::from_micros(random.u64(0..5000)));
@@ -45,6 +60,9 @@ fn a_killed_daemon_leaves_whole_files_of_the_right_mode() {
         }
     }
     // Whatever is left is swept by whoever comes next.
+    let mut daemon = stage.run();
+    daemon.until_ready();
+    daemon.kill();
     stage.write("env/.keytide-tmp-0123456789abcdef", "half");
     let daemon = stage.run();
     daemon.until_ready();
