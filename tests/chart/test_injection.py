@@ -72,12 +72,17 @@ def pod(annotations: dict[str, str] | None = None, containers: list[Object] | No
     }
 
 
-def needs(label: str, value: str) -> Object:
-    """An affinity to nodes with this label."""
-    expression = {"key": label, "operator": "In", "values": [value]}
-    fields = [{"key": "metadata.name", "operator": "In", "values": ["node"]}]
-    terms = [{"matchFields": fields}, {"matchExpressions": [expression]}]
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+def needs(*terms: Object) -> Object:
+    """An affinity to nodes of any of these terms."""
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}}
+
+
+def term(label: str, operator: str, *values: str, **more: Any) -> Object:
+    return {"matchExpressions": [{"key": label, "operator": operator, "values": list(values)}], **more}
+
+
+OS = "kubernetes.io/os"
+ON_NODE = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node"]}]}
 
 
 def named(objects: list[Object], name: str) -> Object:
@@ -317,7 +322,8 @@ def test_pods_that_are_not_for_keytide_are_left_alone(policies: Policies) -> Non
         "no label": pod(SECRET, label=False),
         "Windows": pod(SECRET, os={"name": "windows"}),
         "Windows by its nodes": pod(SECRET, nodeSelector={"kubernetes.io/os": "windows"}),
-        "Windows by its affinity": pod(SECRET, affinity=needs("kubernetes.io/os", "windows")),
+        "Windows by its affinity": pod(SECRET, affinity=needs(term(OS, "In", "windows", **ON_NODE))),
+        "Windows by each of its terms": pod(SECRET, affinity=needs(term(OS, "In", "windows"), term(OS, "NotIn", "linux"))),
         "a sidecar of its own": pod(SECRET, initContainers=[sidecar]),
         "a sidecar and annotations that make no sense": pod({"keytide.dev/http-port": "x"}, initContainers=[sidecar]),
         "a container of that name": pod({}, [{"name": "keytide", "image": "own"}]),
@@ -332,8 +338,9 @@ def test_pods_that_are_not_for_keytide_are_left_alone(policies: Policies) -> Non
 
 
 def test_a_pod_that_needs_other_nodes_gets_keytide(policies: Policies) -> None:
-    preferred = [{"weight": 1, "preference": {"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": ["windows"]}]}}]
-    for affinity in (needs("kubernetes.io/arch", "amd64"), needs("kubernetes.io/os", "linux"),
+    preferred = [{"weight": 1, "preference": term(OS, "In", "windows")}]
+    for affinity in (needs(term("kubernetes.io/arch", "In", "amd64")), needs(term(OS, "In", "linux")), needs(term(OS, "In", "linux", "windows")),
+                     needs(term(OS, "NotIn", "windows")), needs(ON_NODE, term(OS, "In", "windows")), needs(term(OS, "In", "windows"), ON_NODE),
                      {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}, {"podAffinity": {}}):
         assert named(policies.create(pod(SECRET, affinity=affinity))["spec"]["initContainers"], "keytide")
 

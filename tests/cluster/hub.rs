@@ -47,11 +47,6 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application_before_a
     let mut spec = application("echo reads $API_KEY; trap 'exit 0' TERM; while :; do sleep 0.2; done");
     spec["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "keys"}}]);
     namespace.apply(&[deployment("app", &spec)]);
-    // And one that mounts it.
-    let mut mounts = application("sleep 600");
-    mounts["volumes"] = json!([{"name": "keys", "secret": {"secretName": "keys"}}]);
-    mounts["containers"][0]["volumeMounts"] = json!([{"name": "keys", "mountPath": "/keys"}]);
-    namespace.apply(&[pod("mounts", &mounts)]);
     let hub = Sidecar::new(&aws).config(json!({
         "primary_secret": {"name": "app"},
         "refresh": {"interval": "1s", "jitter": 0},
@@ -67,6 +62,11 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_of_the_application_before_a
     helm(&["install", "hub", &before, "--namespace", namespace.name(), "--values", &values]);
     namespace.kubectl(&["rollout", "status", "deployment/hub-keytide", "--timeout", "120s"]);
     until("the Secret", || namespace.get("secret/keys").is_some());
+    let mut mounts = application("sleep 600");
+    mounts["volumes"] = json!([{"name": "keys", "secret": {"secretName": "keys"}}]);
+    mounts["containers"][0]["volumeMounts"] = json!([{"name": "keys", "mountPath": "/keys"}]);
+    namespace.apply(&[pod("mounts", &mounts)]);
+    namespace.until_ready("mounts");
     namespace.kubectl(&["rollout", "status", "deployment/app", "--timeout", "120s"]);
     let reads = || namespace.kubectl(&["logs", "deployment/app"]);
     until("the key", || reads() == "reads one\n");

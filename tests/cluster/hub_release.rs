@@ -51,7 +51,7 @@ fn a_rotation_arrives_in_the_secret_and_as_a_rollout_whichever_of_two_writes() {
     typed(command_in(&notes, "kubectl --namespace hub-release rollout status "));
     let table = typed(command_in(&notes, "kubectl --namespace hub-release exec "));
     let words: Vec<&str> = table.split_whitespace().take(3).collect();
-    assert_eq!(words, ["keytide", "0.1.0,", "ready,"], "{table}");
+    assert_eq!(words, ["keytide", concat!(env!("CARGO_PKG_VERSION"), ","), "ready,"], "{table}");
     until_started(&namespace, "sk-one");
 
     until("both to be scraped by the Service's name", || {

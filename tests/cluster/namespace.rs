@@ -1,6 +1,6 @@
 //! A namespace for each test, where Pod Security enforces a level.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -111,9 +111,17 @@ impl Namespace {
             let output = self.cluster.try_kubectl(&arguments, "");
             Ran { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
         };
-        // Unless the command failed: a connection to the node did, and it was not run, or not to its end.
-        let is_told = |ran: &Ran| ran.success || ran.stderr.contains("command terminated with exit code");
-        (0..3).map(|_| run()).find(is_told).unwrap_or_else(run)
+        // The node was not reached, and nothing was run.
+        let is_lost = |ran: &Ran| !ran.success && ran.stderr.contains("error dialing backend");
+        let mut ran = run();
+        within(Duration::from_secs(10), || {
+            let done = !is_lost(&ran);
+            if !done {
+                ran = run();
+            }
+            done
+        });
+        ran
     }
 
     /// What a command prints that has to succeed.

@@ -21,6 +21,17 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const RESOLV: &str =
     "nameserver 127.0.0.1\nsearch app.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n";
 
+/// How AWS is called.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aws {
+    /// As the project says.
+    Http,
+    /// With a certificate of an authority of its own.
+    Https,
+    /// The same, and the image's file holds that authority.
+    Trusted,
+}
+
 /// The project, running; what ends first stands first.
 struct Laptop {
     services: Vec<Service>,
@@ -60,8 +71,7 @@ impl Drop for Volume {
 // === impl Laptop ===
 
 impl Laptop {
-    /// `https`: AWS has a certificate, of the authority that the image's file holds then.
-    fn start(https: bool) -> Self {
+    fn start(aws: Aws) -> Self {
         let text = fs::read_to_string(place("compose.yaml")).unwrap();
         // What Compose does not take for a variable.
         let project: Value = serde_saphyr::from_str(&text.replace("$$", "$")).unwrap();
@@ -90,12 +100,12 @@ impl Laptop {
         let volumes = volumes.collect();
         let mut laptop = Self { services: Vec::new(), _volumes: volumes, _names: names, network, directory, project };
         for name in ["emulator", "keytide", "app"] {
-            laptop.start_service(name, https);
+            laptop.start_service(name, aws);
         }
         laptop
     }
 
-    fn start_service(&mut self, name: &'static str, https: bool) {
+    fn start_service(&mut self, name: &'static str, aws: Aws) {
         let service = &self.project["services"][name];
         let words: Vec<&str> =
             service["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
@@ -109,7 +119,7 @@ impl Laptop {
             }
             "emulator" => {
                 let mut container = debian();
-                let emulator = env::var("KEYTIDE_EMULATOR_BINARY").unwrap();
+                let emulator = env::var("KEYTIDE_EMULATOR_BINARY").expect("./tests/run image does all");
                 fs::copy(emulator, container.root().join("keytide-emulator")).unwrap();
                 container.words = ["/keytide-emulator"].iter().chain(&words).map(|word| (*word).to_owned()).collect();
                 container.user = [65532, 65532];
@@ -126,18 +136,20 @@ impl Laptop {
         };
         let authority = self.directory.path().join("authority");
         match name {
-            "emulator" if https => {
+            "emulator" if aws != Aws::Http => {
                 fs::create_dir(&authority).unwrap();
                 fs::set_permissions(&authority, fs::Permissions::from_mode(0o777)).unwrap();
                 container.mount(&authority, "/authority", false);
                 let words = "--tls-listen 0.0.0.0:4567 --tls-name emulator --tls-ca /authority/ca.pem";
                 container.words.extend(words.split(' ').map(str::to_owned));
             }
-            "keytide" if https => {
+            "keytide" if aws != Aws::Http => {
                 let file = authority.join("ca.pem");
                 let is_whole = || fs::read_to_string(&file).is_ok_and(|text| text.ends_with("END CERTIFICATE-----\n"));
                 until("the authority's certificate", is_whole);
-                container.mount(&file, "/etc/ssl/certs/ca-certificates.crt", true);
+                if aws == Aws::Trusted {
+                    container.mount(&file, "/etc/ssl/certs/ca-certificates.crt", true);
+                }
                 container.environment.retain(|variable| !variable.starts_with("AWS_ENDPOINT_URL="));
                 container.environment.push("AWS_ENDPOINT_URL=https://emulator:4567".to_owned());
             }
@@ -172,8 +184,9 @@ impl Laptop {
     #[track_caller]
     fn until_log(&mut self, name: &str, text: &str) {
         let log = self.service(name).log.clone();
-        let said = || fs::read_to_string(&log).unwrap();
-        assert!(within(|| said().contains(text)), "waited for {text:?} of {name}: {}", said());
+        let so = within(|| fs::read_to_string(&log).unwrap().contains(text));
+        let logs = || self.services.iter().map(|service| (service.name, fs::read_to_string(&service.log).unwrap()));
+        assert!(so, "waited for {text:?} of {name}: {:#?}", logs().collect::<Vec<_>>());
     }
 
     fn exec(&mut self, name: &str, words: &[&str]) -> Output {
@@ -215,10 +228,12 @@ fn within(mut condition: impl FnMut() -> bool) -> bool {
 
 #[test]
 fn the_laptops_containers_bring_keys_down_and_virtual_keys_up_and_find_aws_by_its_name() {
-    let mut laptop = Laptop::start(false);
+    let mut laptop = Laptop::start(Aws::Http);
     let seed: Value = serde_json::from_str(&fs::read_to_string(place("seed.json")).unwrap()).unwrap();
     let key = seed["secrets"]["app/keys"]["OPENAI_API_KEY"].as_str().unwrap();
     laptop.until_log("app", &format!("started with an OPENAI_API_KEY of {} characters\n", key.len()));
+    let read = [". /run/keytide/env/keys.env", "printf %s \"$OPENAI_API_KEY\""].join("; ");
+    assert_eq!(printed(&laptop.exec("app", &["sh", "-c", &read])), key);
 
     // What the file's head says to type.
     let text = fs::read_to_string(place("compose.yaml")).unwrap();
@@ -244,7 +259,9 @@ fn the_laptops_containers_bring_keys_down_and_virtual_keys_up_and_find_aws_by_it
 
 #[test]
 fn keytide_trusts_whom_the_images_certificates_are_of() {
-    let mut laptop = Laptop::start(true);
+    let mut laptop = Laptop::start(Aws::Https);
+    laptop.until_log("keytide", "the server's certificate is of an issuer that is not trusted");
+    let mut laptop = Laptop::start(Aws::Trusted);
     laptop.until_log("app", "started with an OPENAI_API_KEY of ");
     laptop.until_log("keytide", "is called at https://emulator:4567");
 }

@@ -1,7 +1,8 @@
 //! The image that people get: what is in it, what it says of itself, and that it runs with nothing around it.
 //!
 //! `./tests/run image` builds it, and names in `KEYTIDE_IMAGES` the folder of OCI layouts: `built` by the Dockerfile from
-//! the source, `first` and `second` assembled from the binary that this made.
+//! the source, `first` and `second` assembled from the binary that this made. `KEYTIDE_BASE` is an archive of Debian's busybox
+//! and C library, `KEYTIDE_EMULATOR_BINARY` an AWS, for the containers of deploy/compose.
 
 #![expect(clippy::disallowed_methods, reason = "tests are programs of their own: they read their environment")]
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test that panics has failed")]

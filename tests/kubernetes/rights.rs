@@ -50,7 +50,7 @@ fn named(verb: &str, group: &str, resource: &str, name: &str) -> [String; 2] {
     ]
 }
 
-/// All is well, perhaps only after the pause that follows a refusal.
+/// All is well, perhaps only after the pause that follows a refusal: the API server sees a new Role a moment later.
 fn written(stage: &KubeStage, daemon: &Daemon, value: &str) {
     stage.until_values_at_last(daemon, &json!({"A": value}));
     stage.until_output("written", &[]);

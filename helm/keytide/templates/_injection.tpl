@@ -1,14 +1,15 @@
 {{/* What the two policies of injection share. */}}
 
-{{/* Pods that are not for keytide: of Windows, or with a sidecar already. "pod" as below. */}}
+{{/* Pods that are not for keytide: of Windows alone, or with a sidecar already. Any term of an affinity is enough for a node. "pod" as below. */}}
 {{- define "keytide.injection.matchConditions" -}}
 - name: is-not-of-windows
   expression: >-
     {{ .pod }}.spec.?os.name.orValue('') != 'windows' &&
     {{ .pod }}.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') != 'windows' &&
-    !{{ .pod }}.spec.?affinity.?nodeAffinity.?requiredDuringSchedulingIgnoredDuringExecution.?nodeSelectorTerms.orValue([])
-    .exists(t, t.?matchExpressions.orValue([]).exists(e, e.key == 'kubernetes.io/os' && e.operator == 'In' &&
-    e.?values.orValue([]).exists(v, v == 'windows')))
+    ![{{ .pod }}.spec.?affinity.?nodeAffinity.?requiredDuringSchedulingIgnoredDuringExecution.?nodeSelectorTerms.orValue([])]
+    .exists(terms, terms.size() > 0 && terms.all(t, t.?matchExpressions.orValue([]).exists(e, e.key == 'kubernetes.io/os' &&
+    (e.operator == 'In' && e.?values.orValue([]).all(v, v == 'windows') ||
+    e.operator == 'NotIn' && e.?values.orValue([]).exists(v, v == 'linux')))))
 - name: has-no-sidecar
   expression: >-
     !{{ .pod }}.spec.?initContainers.orValue([]).exists(c, c.name == 'keytide') &&
